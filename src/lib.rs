@@ -1,0 +1,5 @@
+//! Headgate, an API gateway and AI gateway on Pingora. The modules in reading order:
+//!
+//! - [`error`]: the one error and its closed list of reasons.
+
+pub mod error;
