@@ -1,5 +1,7 @@
 //! Headgate, an API gateway and AI gateway on Pingora. The modules in reading order:
 //!
 //! - [`error`]: the one error and its closed list of reasons.
+//! - [`config`]: what the user wrote; strict, documented, without behaviour.
 
+pub mod config;
 pub mod error;

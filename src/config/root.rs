@@ -1,0 +1,63 @@
+//! The configuration as a whole.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::filter_entry::FilterEntry;
+use super::listener::Listener;
+use super::server::{Admin, Server};
+use super::service::Service;
+use super::telemetry::{AccessLog, Tracing};
+use super::upstream::Upstream;
+use super::{ConfigSchema, Loaded, Problems, load, process_environment};
+
+/// The configuration of a gateway.
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Threads, stopping and upgrading. Read at the start only.
+    #[serde(default)]
+    pub server: Server,
+    /// The addresses that accept connections, by name.
+    #[schemars(length(min = 1), extend("propertyNames" = name_schema()))]
+    pub listeners: BTreeMap<String, Listener>,
+    /// Health, status, metrics and reload, on an address of their own.
+    #[serde(default)]
+    pub admin: Admin,
+    /// One line per request. Default: none.
+    pub access_log: Option<AccessLog>,
+    /// OpenTelemetry traces. Default: none.
+    pub tracing: Option<Tracing>,
+    /// Filters on every route. A filter of the same name on a service or route replaces the one here.
+    #[serde(default)]
+    pub filters: Vec<FilterEntry>,
+    /// The origins, by name.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = name_schema()))]
+    pub upstreams: BTreeMap<String, Upstream>,
+    /// The published APIs, by name.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = name_schema()))]
+    pub services: BTreeMap<String, Service>,
+}
+
+impl Config {
+    /// Reads a YAML file, or the YAML files of a directory. Every problem that can be seen without compiling is reported.
+    pub fn load(path: &Path, schema: &ConfigSchema) -> Result<Loaded<Config>, Problems> {
+        load(path, schema, &process_environment)
+    }
+}
+
+/// Names become labels of metrics, fields of logs and parts of paths in problems.
+pub(super) fn name_schema() -> serde_json::Value {
+    serde_json::json!({
+        "pattern": "^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$",
+        "description": "letters, digits, `_`, `-` and `.`, at most 128",
+    })
+}
+
+#[cfg(test)]
+mod tests;
