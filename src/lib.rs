@@ -2,6 +2,8 @@
 //!
 //! - [`error`]: the one error and its closed list of reasons.
 //! - [`config`]: what the user wrote; strict, documented, without behaviour.
+//! - [`routing`]: from host, path and predicates to a route.
 
 pub mod config;
 pub mod error;
+pub mod routing;
