@@ -3,7 +3,9 @@
 //! - [`error`]: the one error and its closed list of reasons.
 //! - [`config`]: what the user wrote; strict, documented, without behaviour.
 //! - [`routing`]: from host, path and predicates to a route.
+//! - [`upstream`]: the origin side: targets, balance, health, retries.
 
 pub mod config;
 pub mod error;
 pub mod routing;
+pub mod upstream;

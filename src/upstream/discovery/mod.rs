@@ -1,0 +1,3 @@
+//! Finding the targets of an upstream that is named rather than listed.
+
+pub mod dns;
