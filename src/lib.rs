@@ -4,8 +4,10 @@
 //! - [`config`]: what the user wrote; strict, documented, without behaviour.
 //! - [`routing`]: from host, path and predicates to a route.
 //! - [`upstream`]: the origin side: targets, balance, health, retries.
+//! - [`listener`]: accepting connections: TLS, limits, deadlines.
 
 pub mod config;
 pub mod error;
+pub mod listener;
 pub mod routing;
 pub mod upstream;
