@@ -5,9 +5,13 @@
 //! - [`routing`]: from host, path and predicates to a route.
 //! - [`upstream`]: the origin side: targets, balance, health, retries.
 //! - [`listener`]: accepting connections: TLS, limits, deadlines.
+//! - [`variables`]: what texts of a configuration may hold of a request.
+//! - [`telemetry`]: metrics, access log, traces.
 
 pub mod config;
 pub mod error;
 pub mod listener;
 pub mod routing;
+pub mod telemetry;
 pub mod upstream;
+pub mod variables;

@@ -1,0 +1,144 @@
+//! The record of one request: begun when it is received, complete when it has been answered.
+//!
+//! Filters read it as the facts of the request; metrics, access log and traces read it when it is finished.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::HeaderValue;
+
+use crate::error::Reason;
+use crate::routing::Captures;
+
+/// How the client's connection is secured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scheme {
+    Http,
+    Https,
+}
+
+impl Scheme {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Scheme::Http => "http",
+            Scheme::Https => "https",
+        }
+    }
+    pub fn default_port(self) -> u16 {
+        match self {
+            Scheme::Http => 80,
+            Scheme::Https => 443,
+        }
+    }
+}
+
+/// The names a route is known by in logs, metrics and variables.
+#[derive(Debug, PartialEq, Eq)]
+pub struct RouteName {
+    pub service: Arc<str>,
+    pub route: Arc<str>,
+}
+
+/// What is known of one request. Fields below a heading are set by the phase that the heading names.
+#[derive(Debug)]
+pub struct Exchange {
+    // Receive
+    pub started: Instant,
+    /// Kept from the client if valid, else made here; sent upstream and in the answer as `X-Request-Id`.
+    pub request_id: HeaderValue,
+    /// The client's address, after trusted proxies have been walked through.
+    pub client: IpAddr,
+    /// The listener's name in the configuration.
+    pub listener: Arc<str>,
+    pub scheme: Scheme,
+    /// Lower case, without port and trailing dot; empty if the request names none.
+    pub host: String,
+    /// The port of the authority, or the scheme's default.
+    pub port: u16,
+    /// The path and query as the client sent them, kept only when the forwarded ones differ.
+    pub original_target: Option<Box<str>>,
+
+    // Route
+    pub route: Option<Arc<RouteName>>,
+    pub captures: Captures,
+
+    // Backend
+    pub upstream: Option<Arc<str>>,
+    /// Address of the last target tried.
+    pub target: Option<Arc<str>>,
+    /// Attempts made at targets: 0 if the gateway answered itself, 2 after one retry.
+    pub attempts: u32,
+    /// Time from the start of the last attempt to its connection, zero when one was reused.
+    pub upstream_connect: Option<Duration>,
+    /// Time from the start of the last attempt to the first byte of its answer.
+    pub upstream_first_byte: Option<Duration>,
+
+    // Finish
+    /// 0 when no answer was sent.
+    pub status: u16,
+    /// Why the gateway answered itself, or why the exchange ended early.
+    pub reason: Option<Reason>,
+    /// Body bytes received from the client.
+    pub request_bytes: u64,
+    /// Body bytes sent to the client.
+    pub response_bytes: u64,
+    pub duration: Duration,
+}
+
+impl Exchange {
+    /// The service and route as labels; both are `-` before a route is found.
+    pub fn names(&self) -> (&str, &str) {
+        self.route.as_ref().map_or(("-", "-"), |name| (&name.service, &name.route))
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use pingora::http::{RequestHeader, ResponseHeader};
+
+    use super::*;
+
+    /// A request that has everything, for the tests of whatever reads exchanges.
+    pub(crate) fn exchange() -> Exchange {
+        Exchange {
+            started: Instant::now(),
+            request_id: HeaderValue::from_static("0197-id"),
+            client: "2001:db8::1".parse().unwrap(),
+            listener: "edge".into(),
+            scheme: Scheme::Https,
+            host: "api.example.com".into(),
+            port: 8443,
+            original_target: Some("/orders/7?page=2&token=s3cret".into()),
+            route: Some(Arc::new(RouteName { service: "shop".into(), route: "list".into() })),
+            captures: Captures(vec![("id".into(), "7".into())]),
+            upstream: Some("orders".into()),
+            target: Some("10.0.0.1:80".into()),
+            attempts: 2,
+            upstream_connect: Some(Duration::from_micros(450)),
+            upstream_first_byte: Some(Duration::from_millis(250)),
+            status: 200,
+            reason: Some(Reason::UpstreamReset),
+            request_bytes: 12,
+            response_bytes: 3456,
+            duration: Duration::from_micros(1_002_003),
+        }
+    }
+
+    /// The request as it was forwarded: rewritten from `/orders/7`.
+    pub(crate) fn request() -> RequestHeader {
+        let mut head = RequestHeader::build("GET", b"/internal/7?page=2&token=s3cret", None).unwrap();
+        head.insert_header("user-agent", "curl/8").unwrap();
+        head.insert_header("referer", "https://example.com/?code=abc").unwrap();
+        head.append_header("x-many", "a").unwrap();
+        head.append_header("x-many", "b").unwrap();
+        head.insert_header("cookie", "theme=dark; session=s3cret").unwrap();
+        head
+    }
+
+    pub(crate) fn response() -> ResponseHeader {
+        let mut head = ResponseHeader::build(200, None).unwrap();
+        head.insert_header("content-type", "text/plain").unwrap();
+        head
+    }
+}

@@ -1,0 +1,184 @@
+//! The families of metrics that are collected at a scrape, in one list: name, kind, meaning.
+
+use std::collections::BTreeMap;
+use std::collections::HashMap;
+
+use prometheus::core::Desc;
+use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
+
+use super::counts::{BOUNDS, DurationTotals};
+
+/// One family of metrics.
+#[derive(Debug)]
+pub struct Family {
+    name: &'static str,
+    kind: MetricType,
+    labels: &'static [&'static str],
+    help: &'static str,
+}
+
+/// Declares each family as a constant, and the list of them all.
+macro_rules! families {
+    ($($id:ident = $name:literal, $kind:ident, [$($label:literal),*], $help:literal;)*) => {
+        $(pub const $id: &Family = &Family {
+            name: $name,
+            kind: MetricType::$kind,
+            labels: &[$($label),*],
+            help: $help,
+        };)*
+
+        const ALL: &[&Family] = &[$($id,)*];
+    };
+}
+
+families! {
+    REQUESTS = "headgate_requests_total", COUNTER, ["service", "route", "method", "status"],
+        "Finished requests. Status `none`: the client left before it could be answered.";
+    REQUEST_DURATION = "headgate_request_duration_seconds", HISTOGRAM, ["service", "route"],
+        "Time from the request's headers to the end of its answer.";
+    REQUEST_BYTES = "headgate_request_bytes_total", COUNTER, ["service", "route"],
+        "Bytes of request bodies received from clients.";
+    RESPONSE_BYTES = "headgate_response_bytes_total", COUNTER, ["service", "route"],
+        "Bytes of response bodies sent to clients.";
+    REQUESTS_IN_FLIGHT = "headgate_requests_in_flight", GAUGE, [],
+        "Requests that have begun and not ended.";
+    GATEWAY_ANSWERS = "headgate_gateway_answers_total", COUNTER, ["reason"],
+        "Requests that the gateway answered itself or that ended early, by reason.";
+    UPSTREAM_ATTEMPTS = "headgate_upstream_attempts_total", COUNTER, ["upstream", "target", "outcome"],
+        "Attempts at targets, by how they ended.";
+    UPSTREAM_RETRIES = "headgate_upstream_retries_total", COUNTER, ["upstream"],
+        "Attempts that were not their request's first.";
+    UPSTREAM_DURATION = "headgate_upstream_duration_seconds", HISTOGRAM, ["upstream"],
+        "Time from the start of an attempt to the headers of the answer, or to the failure.";
+    TARGET_HEALTHY = "headgate_upstream_target_healthy", GAUGE, ["upstream", "target"],
+        "1 if the target is given requests, 0 if it is taken out for its health.";
+    BREAKER_STATE = "headgate_upstream_breaker_state", GAUGE, ["upstream"],
+        "State of the circuit breaker: 0 closed, 1 half open, 2 open.";
+    CONNECTIONS_ACTIVE = "headgate_connections_active", GAUGE, ["listener"],
+        "Open connections of clients.";
+    CONNECTIONS_ACCEPTED = "headgate_connections_accepted_total", COUNTER, ["listener"],
+        "Connections accepted.";
+    CONNECTIONS_REJECTED = "headgate_connections_rejected_total", COUNTER, ["listener", "reason"],
+        "Connections closed before a request, by reason.";
+    CERTIFICATE_EXPIRY = "headgate_certificate_expiry_timestamp_seconds", GAUGE, ["listener", "host"],
+        "Time at which a certificate expires.";
+}
+
+/// State of a circuit breaker, ordered by severity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BreakerState {
+    Closed = 0,
+    HalfOpen = 1,
+    Open = 2,
+}
+
+/// What one scrape has found so far.
+#[derive(Default)]
+pub struct Gathered {
+    found: BTreeMap<&'static str, (&'static Family, Vec<proto::Metric>)>,
+}
+
+impl Gathered {
+    pub fn target_healthy(&mut self, upstream: &str, target: &str, healthy: bool) {
+        self.add(TARGET_HEALTHY, &[("upstream", upstream), ("target", target)], f64::from(u8::from(healthy)));
+    }
+
+    pub fn breaker_state(&mut self, upstream: &str, state: BreakerState) {
+        self.add(BREAKER_STATE, &[("upstream", upstream)], f64::from(state as u8));
+    }
+
+    pub fn connections_active(&mut self, listener: &str, count: u64) {
+        self.add(CONNECTIONS_ACTIVE, &[("listener", listener)], count as f64);
+    }
+
+    pub fn connections_accepted(&mut self, listener: &str, count: u64) {
+        self.add(CONNECTIONS_ACCEPTED, &[("listener", listener)], count as f64);
+    }
+
+    /// `reason` comes from a closed list of the listener.
+    pub fn connections_rejected(&mut self, listener: &str, reason: &'static str, count: u64) {
+        self.add(CONNECTIONS_REJECTED, &[("listener", listener), ("reason", reason)], count as f64);
+    }
+
+    /// `host` is the name that the certificate is chosen for, `expires` in seconds since 1970.
+    pub fn certificate_expiry(&mut self, listener: &str, host: &str, expires: i64) {
+        self.add(CERTIFICATE_EXPIRY, &[("listener", listener), ("host", host)], expires as f64);
+    }
+
+    pub(super) fn add(&mut self, family: &'static Family, labels: &[(&'static str, &str)], value: f64) {
+        let mut metric = labelled(family, labels);
+        match family.kind {
+            MetricType::COUNTER => {
+                let mut counter = proto::Counter::default();
+                counter.set_value(value);
+                metric.set_counter(counter);
+            }
+            _ => {
+                let mut gauge = proto::Gauge::default();
+                gauge.set_value(value);
+                metric.set_gauge(gauge);
+            }
+        }
+        self.push(family, metric);
+    }
+
+    pub(super) fn histogram(
+        &mut self,
+        family: &'static Family,
+        labels: &[(&'static str, &str)],
+        totals: DurationTotals,
+    ) {
+        let mut cumulative = 0;
+        let mut buckets = Vec::with_capacity(BOUNDS.len());
+        for (bound, count) in BOUNDS.iter().zip(&totals.buckets) {
+            cumulative += count;
+            let mut bucket = proto::Bucket::default();
+            bucket.set_upper_bound(*bound as f64 / 1e6);
+            bucket.set_cumulative_count(cumulative);
+            buckets.push(bucket);
+        }
+        let mut histogram = proto::Histogram::default();
+        histogram.set_bucket(buckets);
+        histogram.set_sample_count(totals.buckets.iter().sum());
+        histogram.set_sample_sum(totals.sum_seconds);
+        let mut metric = labelled(family, labels);
+        metric.set_histogram(histogram);
+        self.push(family, metric);
+    }
+
+    fn push(&mut self, family: &'static Family, metric: proto::Metric) {
+        self.found.entry(family.name).or_insert_with(|| (family, Vec::new())).1.push(metric);
+    }
+
+    pub(super) fn into_families(self) -> Vec<MetricFamily> {
+        let family = |(family, metrics): (&Family, Vec<proto::Metric>)| {
+            let mut out = MetricFamily::default();
+            out.set_name(family.name.to_owned());
+            out.set_help(family.help.to_owned());
+            out.set_field_type(family.kind);
+            out.set_metric(metrics);
+            out
+        };
+        self.found.into_values().map(family).collect()
+    }
+}
+
+fn labelled(family: &Family, labels: &[(&'static str, &str)]) -> proto::Metric {
+    debug_assert!(labels.iter().map(|(name, _)| *name).eq(family.labels.iter().copied()), "{}", family.name);
+    let pair = |(name, value): &(&'static str, &str)| {
+        let mut pair = LabelPair::default();
+        pair.set_name((*name).to_owned());
+        pair.set_value((*value).to_owned());
+        pair
+    };
+    proto::Metric::from_label(labels.iter().map(pair).collect())
+}
+
+/// What the registry is told of these families, so that no other metric takes their names.
+pub fn descs() -> prometheus::Result<Vec<Desc>> {
+    let desc = |family: &&Family| {
+        let labels = family.labels.iter().map(|label| (*label).to_owned()).collect();
+        Desc::new(family.name.to_owned(), family.help.to_owned(), labels, HashMap::new())
+    };
+    ALL.iter().map(desc).collect()
+}
