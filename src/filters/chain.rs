@@ -1,0 +1,111 @@
+//! Which filters a route runs, in which order, and where each was attached.
+
+use std::sync::Arc;
+
+use super::filter::{Compiled, OnResponse, RequestStep};
+use super::find;
+use super::stage::Stage;
+use crate::config::{FilterEntry, Problems};
+
+/// Where a filter was written. An inner place wins over an outer one: the order of declaration is outer to inner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Place {
+    Gateway,
+    Service,
+    Route,
+}
+
+impl Place {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Place::Gateway => "gateway",
+            Place::Service => "service",
+            Place::Route => "route",
+        }
+    }
+}
+
+/// One written filter, compiled; routes below its place share it.
+#[derive(Clone)]
+pub struct Attached {
+    pub name: &'static str,
+    pub stage: Stage,
+    pub place: Place,
+    compiled: Compiled,
+}
+
+/// Compiles the `filters:` list of one place.
+pub fn attach(place: Place, entries: &[FilterEntry], path: &str, problems: &mut Problems) -> Vec<Attached> {
+    let mut attached = Vec::with_capacity(entries.len());
+    for (i, entry) in entries.iter().enumerate() {
+        let path = format!("{path}[{i}].{}", entry.name);
+        let Some(definition) = find(&entry.name) else {
+            problems.unknown(path, "filter", &entry.name, super::REGISTRY.iter().map(|d| d.name));
+            continue;
+        };
+        if let Some(compiled) = (definition.compile)(&entry.config, &path, problems) {
+            attached.push(Attached { name: definition.name, stage: definition.stage, place, compiled });
+        }
+    }
+    attached
+}
+
+/// The filters of one route, ready to run.
+#[derive(Clone, Default)]
+pub struct Chain {
+    pub request: Box<[RequestStep]>,
+    /// In the order they run, which is the reverse of the request side.
+    pub response: Box<[Arc<dyn OnResponse>]>,
+    /// Every filter in request order, for `explain`.
+    pub filters: Box<[(&'static str, Stage, Place)]>,
+}
+
+impl Chain {
+    /// Joins the filters of the places a route lies in, given from the outermost to the innermost.
+    ///
+    /// A filter written on an inner place replaces those of the same name on outer ones. Stage decides the order; inside
+    /// a stage outer comes before inner, and the written order holds.
+    pub fn join(places: &[&[Attached]]) -> Chain {
+        let mut filters: Vec<&Attached> = Vec::new();
+        for (depth, place) in places.iter().enumerate() {
+            let replaced = |name: &str| places[depth + 1..].iter().any(|inner| inner.iter().any(|f| f.name == name));
+            filters.extend(place.iter().filter(|f| !replaced(f.name)));
+        }
+        filters.sort_by_key(|filter| filter.stage);
+        Chain {
+            request: filters.iter().filter_map(|f| f.compiled.request.clone()).collect(),
+            response: filters.iter().rev().filter_map(|f| f.compiled.response.clone()).collect(),
+            filters: filters.iter().map(|f| (f.name, f.stage, f.place)).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter(name: &'static str, stage: Stage, place: Place) -> Attached {
+        Attached { name, stage, place, compiled: Compiled::default() }
+    }
+
+    #[test]
+    fn inner_filter_replaces_outer_one_of_the_same_name_and_stage_decides_the_order() {
+        let outer = [filter("headers", Stage::Transform, Place::Gateway), filter("cors", Stage::Guard, Place::Gateway)];
+        let inner = [
+            filter("rewrite", Stage::Transform, Place::Route),
+            filter("headers", Stage::Transform, Place::Route),
+            filter("ip_restriction", Stage::Guard, Place::Route),
+        ];
+        let chain = Chain::join(&[&outer, &inner]);
+        let order: Vec<_> = chain.filters.iter().map(|(name, _, place)| (*name, *place)).collect();
+        assert_eq!(
+            order,
+            [
+                ("cors", Place::Gateway),
+                ("ip_restriction", Place::Route),
+                ("rewrite", Place::Route),
+                ("headers", Place::Route)
+            ]
+        );
+    }
+}

@@ -1,0 +1,130 @@
+//! The seam every filter is written against: what it sees of a request, and what it may decide.
+//!
+//! A filter implements [`OnRequest`] or [`OnRequestAsync`], and [`OnResponse`] if it has something to do on the way back.
+//! It sees headers and the facts of the exchange, never the proxy, so that it is tested without one.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use pingora::http::{RequestHeader, ResponseHeader};
+
+use crate::error::{Error, Result};
+use crate::telemetry::exchange::Exchange;
+use crate::upstream::Timeouts;
+
+/// A request on its way to its backend.
+pub struct Request<'a> {
+    /// What will be forwarded; a filter changes it in place. Path and host are canonical already.
+    pub head: &'a mut RequestHeader,
+    pub exchange: &'a Exchange,
+    pub controls: &'a mut Controls,
+}
+
+/// An answer on its way to the client, from a backend or from the gateway itself.
+pub struct Response<'a> {
+    pub head: &'a mut ResponseHeader,
+    /// The request as it was forwarded.
+    pub request: &'a RequestHeader,
+    pub exchange: &'a Exchange,
+    pub controls: &'a mut Controls,
+}
+
+/// What a filter decides about a request.
+pub enum Flow {
+    Continue,
+    /// Answer now; no later filter and no backend sees the request.
+    Answer(Answer),
+    /// Refuse; the gateway writes the error document.
+    Refuse(Error),
+}
+
+/// An answer that a filter or a backend makes itself.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    pub status: StatusCode,
+    pub headers: Vec<(http::HeaderName, http::HeaderValue)>,
+    pub body: Bytes,
+}
+
+/// What a filter asks of the later phases of this one request.
+#[derive(Default)]
+pub struct Controls {
+    /// Largest request body let through, in bytes.
+    pub body_limit: Option<u64>,
+    /// Time limits on the origin instead of the upstream's.
+    pub timeouts: Timeouts,
+    /// Applied in order to each chunk of the request body. A retry sends the body again: [`BodyTransform::restart`].
+    pub request_body: Vec<Box<dyn BodyTransform>>,
+    /// Applied in order to each chunk of the answer's body.
+    pub response_body: Vec<Box<dyn BodyTransform>>,
+    /// Set where the client cannot receive trailers: they become the end of the body.
+    pub trailers_in_body: Option<Box<dyn TrailersInBody>>,
+}
+
+/// Changes a body as it streams by. It keeps its own state and holds back as little as it can.
+pub trait BodyTransform: Send + Sync {
+    /// Replaces one chunk. `last` is true exactly once; the chunk may be empty then. An empty result sends nothing yet.
+    fn chunk(&mut self, chunk: Bytes, last: bool) -> Result<Bytes>;
+
+    /// Forgets everything: the body is sent once more from its start, to another target.
+    fn restart(&mut self) {}
+}
+
+/// Writes trailers as the last piece of a body.
+pub trait TrailersInBody: Send + Sync {
+    fn encode(&self, trailers: &HeaderMap) -> Bytes;
+
+    /// The media type of a body that ends so.
+    fn content_type(&self) -> String;
+}
+
+/// A filter that decides at once.
+pub trait OnRequest: Send + Sync {
+    fn on_request(&self, request: &mut Request<'_>) -> Flow;
+}
+
+/// A filter that has to wait for something. It costs a boxed future per request: prefer [`OnRequest`].
+#[async_trait]
+pub trait OnRequestAsync: Send + Sync {
+    async fn on_request(&self, request: &mut Request<'_>) -> Flow;
+}
+
+/// A filter that changes answers. Answers of the gateway itself pass it too, so that a browser may read a refusal.
+pub trait OnResponse: Send + Sync {
+    fn on_response(&self, response: &mut Response<'_>);
+}
+
+/// The request side of a compiled filter.
+#[derive(Clone)]
+pub enum RequestStep {
+    Now(Arc<dyn OnRequest>),
+    Later(Arc<dyn OnRequestAsync>),
+}
+
+/// A filter in the form that requests run on.
+#[derive(Clone, Default)]
+pub struct Compiled {
+    pub request: Option<RequestStep>,
+    pub response: Option<Arc<dyn OnResponse>>,
+}
+
+impl Compiled {
+    pub fn on_request(filter: impl OnRequest + 'static) -> Self {
+        Compiled { request: Some(RequestStep::Now(Arc::new(filter))), response: None }
+    }
+
+    pub fn on_request_async(filter: impl OnRequestAsync + 'static) -> Self {
+        Compiled { request: Some(RequestStep::Later(Arc::new(filter))), response: None }
+    }
+
+    pub fn on_response(filter: impl OnResponse + 'static) -> Self {
+        Compiled { request: None, response: Some(Arc::new(filter)) }
+    }
+
+    pub fn on_both(filter: impl OnRequest + OnResponse + 'static) -> Self {
+        let filter = Arc::new(filter);
+        Compiled { request: Some(RequestStep::Now(filter.clone())), response: Some(filter) }
+    }
+}
