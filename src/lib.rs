@@ -5,7 +5,9 @@
 //! - [`routing`]: from host, path and predicates to a route.
 //! - [`upstream`]: the origin side: targets, balance, health, retries.
 //! - [`filters`]: one policy each, in one ordered registry.
+//! - [`snapshot`]: the immutable compiled form of a configuration that requests run on.
 //! - [`listener`]: accepting connections: TLS, limits, deadlines.
+//! - [`proxy`]: one request, phase by phase.
 //! - [`variables`]: what texts of a configuration may hold of a request.
 //! - [`telemetry`]: metrics, access log, traces.
 
@@ -13,7 +15,9 @@ pub mod config;
 pub mod error;
 pub mod filters;
 pub mod listener;
+pub mod proxy;
 pub mod routing;
+pub mod snapshot;
 pub mod telemetry;
 pub mod upstream;
 pub mod variables;

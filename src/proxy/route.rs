@@ -1,0 +1,197 @@
+//! From a canonical request to what answers it: route, filters, backend.
+//!
+//! On the hot path. Pingora boxes every phase; a phase that never waits is decided in plain functions, so that its box
+//! holds a result and not the room for everything that might have been awaited.
+
+use std::future::{Future, ready};
+use std::pin::Pin;
+
+use http::Method;
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
+use pingora::proxy::Session;
+
+use super::context::Context;
+use super::{Proxy, answer, forward, mirror, receive, tunnel};
+use crate::error::{Error, Reason};
+use crate::filters::access::cors::Cors;
+use crate::filters::filter::{Answer, Flow, Request, RequestStep};
+use crate::filters::registry::FilterKind;
+use crate::listener::ConnectionState;
+use crate::routing::{Found, Lookup};
+use crate::snapshot::{Backend, Route, Snapshot};
+
+/// What has to be done with a request.
+enum Next {
+    /// Its target is chosen; Pingora forwards it.
+    Forward,
+    /// Its target is chosen; the connection may have to be switched to another protocol.
+    Tunnel,
+    Answer(Answer),
+    Refuse(Error),
+    /// The route has other methods: those of the value for `Allow`.
+    OtherMethods(String),
+    /// The filter of this index has to wait for something.
+    Wait(usize),
+}
+
+/// Runs a request up to its backend; true if it has been answered here.
+pub fn run<'f>(
+    proxy: &'f Proxy,
+    session: &'f mut Session,
+    ctx: &'f mut Context,
+) -> Pin<Box<dyn Future<Output = pingora::Result<bool>> + Send + 'f>> {
+    match begin(proxy, session, ctx) {
+        Next::Forward => Box::pin(ready(Ok(false))),
+        next => Box::pin(conclude(proxy, session, ctx, next)),
+    }
+}
+
+/// Does what takes time.
+async fn conclude(proxy: &Proxy, session: &mut Session, ctx: &mut Context, mut next: Next) -> pingora::Result<bool> {
+    loop {
+        next = match next {
+            Next::Forward => return Ok(false),
+            // Boxed: answers, which are more frequent, need not have room for it.
+            Next::Tunnel => return Box::pin(tunnel::run(proxy, session, ctx)).await.map(|()| true),
+            Next::Answer(made) => return answer::send(session, ctx, made).await.map(|()| true),
+            Next::Refuse(error) => return answer::send_error(session, ctx, error).await.map(|()| true),
+            Next::OtherMethods(allow) => {
+                return answer::send_method_not_allowed(session, ctx, &allow).await.map(|()| true);
+            }
+            Next::Wait(step) => wait(proxy, session, ctx, step).await,
+        };
+    }
+}
+
+/// Receives the request, finds its route, and runs its filters up to the first that waits or decides.
+fn begin(proxy: &Proxy, session: &mut Session, ctx: &mut Context) -> Next {
+    ctx.snapshot = Some(proxy.published.current());
+    ctx.observation = Some(proxy.telemetry.begin(session.req_header()));
+    ctx.connection = ConnectionState::of(session.digest()).cloned();
+    if let Err(error) = receive::receive(session, ctx) {
+        return Next::Refuse(error);
+    }
+    match find(session, ctx) {
+        Found::Route { index, captures } => {
+            ctx.route = Some(index);
+            ctx.exchange.captures = captures;
+        }
+        Found::MethodNotAllowed { allow } => return Next::OtherMethods(allow),
+        Found::Nothing => return Next::Refuse(Reason::RouteNotFound.into()),
+    }
+    with_route(ctx, |route, ctx| {
+        ctx.exchange.route = Some(route.name.clone());
+        filter(proxy, route, session, ctx, 0)
+    })
+}
+
+fn find(session: &Session, ctx: &Context) -> Found {
+    let Some(snapshot) = &ctx.snapshot else { return Found::Nothing };
+    let head = session.req_header();
+    let lookup = Lookup {
+        host: &ctx.exchange.host,
+        path: head.uri.path(),
+        method: &head.method,
+        headers: &head.headers,
+        query: head.uri.query(),
+        client: ctx.exchange.client,
+    };
+    match snapshot.router.find(&lookup) {
+        Found::MethodNotAllowed { allow } => {
+            find_for_preflight(snapshot, &lookup).unwrap_or(Found::MethodNotAllowed { allow })
+        }
+        found => found,
+    }
+}
+
+/// The route that a CORS preflight asks about: that of the method to come, if the route answers preflights at all.
+fn find_for_preflight(snapshot: &Snapshot, lookup: &Lookup<'_>) -> Option<Found> {
+    if lookup.method != Method::OPTIONS || !lookup.headers.contains_key(ORIGIN) {
+        return None;
+    }
+    let method = lookup.headers.get(ACCESS_CONTROL_REQUEST_METHOD)?;
+    let method = Method::from_bytes(method.as_bytes()).ok()?;
+    let found = snapshot.router.find(&Lookup { method: &method, ..*lookup });
+    let Found::Route { index, .. } = &found else { return None };
+    let filters = &snapshot.routes.get(*index)?.chain.filters;
+    filters.iter().any(|(name, ..)| *name == Cors::NAME).then_some(found)
+}
+
+/// Calls `work` with the route that matched. The snapshot is taken out of the context meanwhile, so that the rest of it
+/// may be changed.
+fn with_route(ctx: &mut Context, work: impl FnOnce(&Route, &mut Context) -> Next) -> Next {
+    let Some(snapshot) = ctx.snapshot.take() else { return Next::Refuse(Reason::Internal.into()) };
+    let next = match ctx.route(&snapshot) {
+        Some(route) => work(route, ctx),
+        None => Next::Refuse(Reason::Internal.into()),
+    };
+    ctx.snapshot = Some(snapshot);
+    next
+}
+
+/// Runs the request side of the route's filters from `from` on, and then the backend.
+fn filter(proxy: &Proxy, route: &Route, session: &mut Session, ctx: &mut Context, from: usize) -> Next {
+    let mut request = Request { head: session.req_header_mut(), exchange: &ctx.exchange, controls: &mut ctx.controls };
+    for (index, step) in route.chain.request.iter().enumerate().skip(from) {
+        let RequestStep::Now(filter) = step else { return Next::Wait(index) };
+        match filter.on_request(&mut request) {
+            Flow::Continue => {}
+            Flow::Answer(made) => return Next::Answer(made),
+            Flow::Refuse(error) => return Next::Refuse(error),
+        }
+    }
+    backend(proxy, route, session, ctx)
+}
+
+/// Runs the filter that has to wait, and goes on with those after it.
+async fn wait(proxy: &Proxy, session: &mut Session, ctx: &mut Context, step: usize) -> Next {
+    let Some(snapshot) = ctx.snapshot.clone() else { return Next::Refuse(Reason::Internal.into()) };
+    let waiting = ctx.route(&snapshot).and_then(|route| Some((route, route.chain.request.get(step)?)));
+    let Some((route, RequestStep::Later(waiting))) = waiting else { return Next::Refuse(Reason::Internal.into()) };
+    ctx.waited = true;
+    let mut request = Request { head: session.req_header_mut(), exchange: &ctx.exchange, controls: &mut ctx.controls };
+    match waiting.on_request(&mut request).await {
+        Flow::Continue => filter(proxy, route, session, ctx, step + 1),
+        Flow::Answer(made) => Next::Answer(made),
+        Flow::Refuse(error) => Next::Refuse(error),
+    }
+}
+
+/// Answers, or finds the target of the first attempt. Finding it here and not in `upstream_peer` means that a request
+/// without any available target is refused without ending the client's connection.
+fn backend(proxy: &Proxy, route: &Route, session: &mut Session, ctx: &mut Context) -> Next {
+    let origin = match &route.backend {
+        Backend::Upstream(origin) => origin.clone(),
+        Backend::Split(split) => {
+            let choice = split.choose(&session.req_header().headers);
+            ctx.split_cookie = choice.set_cookie;
+            choice.origin.clone()
+        }
+        Backend::Answer(backend) => {
+            let mut request =
+                Request { head: session.req_header_mut(), exchange: &ctx.exchange, controls: &mut ctx.controls };
+            return match backend.on_request(&mut request) {
+                Flow::Answer(made) => Next::Answer(made),
+                Flow::Refuse(error) => Next::Refuse(error),
+                // A redirect to where the request already is would be one without an end.
+                Flow::Continue => Next::Refuse(Reason::RouteNotFound.into()),
+            };
+        }
+    };
+    if let Err(error) = forward::begin(origin, session, ctx) {
+        return Next::Refuse(error);
+    }
+    if session.is_upgrade_req() {
+        if tunnel::asked_for(session) {
+            return match tunnel::possible(ctx) {
+                Ok(()) => Next::Tunnel,
+                Err(error) => Next::Refuse(error),
+            };
+        }
+        tunnel::decline(session);
+    }
+    if let Some(mirror) = &route.mirror {
+        mirror::begin(proxy, mirror, session, ctx);
+    }
+    Next::Forward
+}

@@ -1,0 +1,140 @@
+//! From a configuration to a [`Snapshot`], or to every problem it has.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::{Backend, MirrorTo, Origin, Route, Snapshot, Split};
+use crate::config::{self, Config, Problems};
+use crate::filters::chain::{Attached, Chain, Place, attach};
+use crate::filters::filter::RequestStep;
+use crate::filters::registry::compile_backend;
+use crate::routing::{self, Router};
+use crate::telemetry::exchange::RouteName;
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::{Surroundings, Upstream};
+
+/// Compiles a configuration. Health, counters and circuit state of `previous` go on by name. Changes nothing outside
+/// what it returns, so a configuration with problems leaves no trace.
+pub fn compile(
+    config: &Config,
+    around: Surroundings<'_>,
+    metrics: &Metrics,
+    previous: Option<&Snapshot>,
+    problems: &mut Problems,
+) -> Option<Snapshot> {
+    let before = problems.0.len();
+    let origins = compile_origins(config, around, metrics, previous, problems);
+    let gateway = attach(Place::Gateway, &config.filters, "filters", problems);
+    let mut routes = Vec::new();
+    let mut matches = Vec::new();
+    for (service_name, service) in &config.services {
+        let path = format!("services.{service_name}");
+        let filters = attach(Place::Service, &service.filters, &format!("{path}.filters"), problems);
+        for (route_name, route) in &service.routes {
+            let path = format!("{path}.routes.{route_name}");
+            let own = attach(Place::Route, &route.filters, &format!("{path}.filters"), problems);
+            let layers: [&[Attached]; 3] = [&gateway, &filters, &own];
+            let name = Arc::new(RouteName { service: service_name.as_str().into(), route: route_name.as_str().into() });
+            matches.push(written_match(service_name, service, route_name, route, &path));
+            let backend = compile_backend_of(config, &route.backend, &origins, &format!("{path}.backend"), problems);
+            let mirror = route.mirror.as_ref().and_then(|mirror| {
+                let origin = find(config, &origins, &mirror.upstream, format!("{path}.mirror.upstream"), problems)?;
+                Some(MirrorTo { origin, share: mirror.share })
+            });
+            let Some(backend) = backend else { continue };
+            let metrics = metrics.route(&name.service, &name.route);
+            routes.push(Route { name, chain: Chain::join(&layers), backend, mirror, metrics });
+        }
+    }
+    let written: Vec<_> = matches
+        .iter()
+        .map(|(name, place, rule)| routing::Route { name: name.as_str(), place: place.as_str(), rule })
+        .collect();
+    let router = Router::build(&written, problems);
+    if problems.0.len() > before {
+        return None;
+    }
+    let revision = previous.map_or(1, |previous| previous.revision + 1);
+    Some(Snapshot { revision, router, routes: routes.into(), origins })
+}
+
+/// A route's name, the place of its match, and the match with the service's hosts where it names none.
+fn written_match(
+    service_name: &str,
+    service: &config::service::Service,
+    route_name: &str,
+    route: &config::service::Route,
+    path: &str,
+) -> (String, String, config::RouteMatch) {
+    let mut rule = route.matches.clone();
+    if rule.host.is_none() && rule.hosts.is_empty() {
+        rule.hosts = service.hosts.clone();
+    }
+    (format!("{service_name}/{route_name}"), format!("{path}.match"), rule)
+}
+
+fn compile_origins(
+    config: &Config,
+    around: Surroundings<'_>,
+    metrics: &Metrics,
+    previous: Option<&Snapshot>,
+    problems: &mut Problems,
+) -> BTreeMap<String, Arc<Origin>> {
+    let mut origins = BTreeMap::new();
+    for (name, written) in &config.upstreams {
+        let before = previous.and_then(|previous| previous.origins.get(name)).map(|origin| &origin.upstream);
+        let path = format!("upstreams.{name}");
+        if let Some(upstream) = Upstream::compile(name, written, before, around, &path, problems) {
+            let metrics = metrics.upstream(upstream.name());
+            origins.insert(name.clone(), Arc::new(Origin { upstream, metrics }));
+        }
+    }
+    origins
+}
+
+fn compile_backend_of(
+    config: &Config,
+    backend: &config::Backend,
+    origins: &BTreeMap<String, Arc<Origin>>,
+    path: &str,
+    problems: &mut Problems,
+) -> Option<Backend> {
+    match backend {
+        config::Backend::Upstream(name) => {
+            find(config, origins, name, format!("{path}.upstream"), problems).map(Backend::Upstream)
+        }
+        config::Backend::Split(split) => {
+            let mut find =
+                |name: &str, path: String, problems: &mut Problems| find(config, origins, name, path, problems);
+            Split::compile(split, &mut find, &format!("{path}.split"), problems).map(Backend::Split)
+        }
+        config::Backend::Respond(respond) => {
+            answering(compile_backend::<crate::filters::transform::respond::Respond>(respond, path, problems))
+        }
+        config::Backend::Redirect(redirect) => {
+            answering(compile_backend::<crate::filters::transform::redirect::Redirect>(redirect, path, problems))
+        }
+    }
+}
+
+/// The request side of a filter that answers by itself, as a backend.
+fn answering(compiled: Option<crate::filters::filter::Compiled>) -> Option<Backend> {
+    match compiled?.request? {
+        RequestStep::Now(filter) => Some(Backend::Answer(filter)),
+        RequestStep::Later(_) => None,
+    }
+}
+
+fn find(
+    config: &Config,
+    origins: &BTreeMap<String, Arc<Origin>>,
+    name: &str,
+    path: String,
+    problems: &mut Problems,
+) -> Option<Arc<Origin>> {
+    // One that is written but did not compile has its own problems; naming it is none.
+    if !config.upstreams.contains_key(name) {
+        problems.unknown(path, "upstream", name, config.upstreams.keys().map(String::as_str));
+    }
+    origins.get(name).cloned()
+}

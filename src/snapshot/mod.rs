@@ -1,0 +1,78 @@
+//! The immutable compiled form of a configuration: what requests run on.
+
+mod compile;
+mod split;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+
+pub use compile::compile;
+pub use split::Split;
+
+use crate::config::units::Share;
+use crate::filters::chain::Chain;
+use crate::filters::filter::OnRequest;
+use crate::routing::Router;
+use crate::telemetry::exchange::RouteName;
+use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
+use crate::upstream::Upstream;
+
+/// A whole configuration, compiled. Never changed once published; a reload publishes another.
+pub struct Snapshot {
+    /// Counts publications since the process started, from 1.
+    pub revision: u64,
+    pub router: Router,
+    /// Indexed by what the router finds.
+    pub routes: Box<[Route]>,
+    pub origins: BTreeMap<String, Arc<Origin>>,
+}
+
+/// One route, ready to run.
+pub struct Route {
+    pub name: Arc<RouteName>,
+    pub chain: Chain,
+    pub backend: Backend,
+    pub mirror: Option<MirrorTo>,
+    pub metrics: Arc<RouteMetrics>,
+}
+
+/// What answers a request once every filter let it pass.
+pub enum Backend {
+    Upstream(Arc<Origin>),
+    Split(Split),
+    /// The gateway itself: `respond` and `redirect`.
+    Answer(Arc<dyn OnRequest>),
+}
+
+/// An upstream with what is counted of it.
+pub struct Origin {
+    pub upstream: Arc<Upstream>,
+    pub metrics: Arc<UpstreamMetrics>,
+}
+
+/// A second upstream that gets a copy of some requests; its answers are ignored.
+pub struct MirrorTo {
+    pub origin: Arc<Origin>,
+    pub share: Share,
+}
+
+/// The snapshot that new requests run on.
+pub struct Published(ArcSwap<Snapshot>);
+
+impl Published {
+    pub fn new(snapshot: Snapshot) -> Self {
+        Published(ArcSwap::from_pointee(snapshot))
+    }
+
+    /// Pins the current snapshot for one request.
+    pub fn current(&self) -> Arc<Snapshot> {
+        self.0.load_full()
+    }
+
+    /// Makes `snapshot` the one that new requests run on; running requests keep theirs.
+    pub fn publish(&self, snapshot: Snapshot) {
+        self.0.store(Arc::new(snapshot));
+    }
+}
