@@ -10,8 +10,15 @@
 //! - [`proxy`]: one request, phase by phase.
 //! - [`variables`]: what texts of a configuration may hold of a request.
 //! - [`telemetry`]: metrics, access log, traces.
+//! - [`control`]: the admin listener, reloads.
+//! - [`app`]: the composition root; [`cli`]: the command line.
+//! - [`demo_origin`]: an origin to try things out with.
 
+pub mod app;
+pub mod cli;
 pub mod config;
+pub mod control;
+pub mod demo_origin;
 pub mod error;
 pub mod filters;
 pub mod listener;

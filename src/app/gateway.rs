@@ -1,0 +1,271 @@
+//! The running gateway: what is published, what goes on in the background, and how both change with a reload.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::UNIX_EPOCH;
+
+use arc_swap::ArcSwapOption;
+use pingora::connectors::http::Connector;
+use prometheus::Registry;
+use serde_json::json;
+
+use super::inspect;
+use crate::config::watch::Watch;
+use crate::config::{Config, Loaded, Problems};
+use crate::control::admin::Views;
+use crate::listener::{Ending, ListenerState, Settings};
+use crate::snapshot::{Published, Snapshot, compile};
+use crate::telemetry::metrics::{BreakerState as BreakerMetric, Gathered, Metrics, Source};
+use crate::telemetry::{Plan, Telemetry};
+use crate::upstream::discovery::dns::{Resolver, ResolverConfig};
+use crate::upstream::mirror::{Mirror, MirrorSettings};
+use crate::upstream::probe::Connectors;
+use crate::upstream::{BreakerState, Moment, Supervisor, Upstream};
+
+/// Everything that lives as long as the process.
+pub struct Gateway {
+    path: PathBuf,
+    pub published: Arc<Published>,
+    pub telemetry: Arc<Telemetry>,
+    pub listeners: BTreeMap<String, Arc<ListenerState>>,
+    pub mirror: Mirror,
+    /// For what does not go through Pingora's proxying: copies of requests, and upgrades.
+    pub connector: Arc<Connector>,
+    supervisor: Supervisor,
+    revision: AtomicU64,
+    watch: ArcSwapOption<Watch>,
+    /// Health checks, name resolution and mirrored requests run here, so that they never take a worker's time.
+    _runtime: tokio::runtime::Runtime,
+}
+
+/// A configuration that has compiled whole, ready to be put into service.
+struct Generation {
+    snapshot: Snapshot,
+    telemetry: Plan,
+    listeners: Vec<(Arc<ListenerState>, Settings)>,
+    files: Vec<PathBuf>,
+}
+
+impl Gateway {
+    /// Compiles the first configuration and starts what runs beside requests. Nothing listens yet.
+    pub fn start(path: &Path, loaded: &Loaded<Config>) -> Result<Arc<Gateway>, Problems> {
+        let config = &loaded.config;
+        let mut problems = Problems::default();
+        let internal = |message: String| {
+            let mut problems = Problems::default();
+            problems.add("(start)", message);
+            problems
+        };
+        let metrics = Metrics::new(Registry::new()).map_err(|error| internal(format!("metrics: {error}")))?;
+        let snapshot = compile(config, inspect::around(loaded), &metrics, None, &mut problems);
+        let mut listeners = BTreeMap::new();
+        for (name, listener) in &config.listeners {
+            let place = format!("listeners.{name}");
+            let state = ListenerState::new(name, listener, &config.server.drain, &place, &mut problems);
+            listeners.extend(state.map(|state| (name.clone(), state)));
+        }
+        inspect::check_listeners(config, &mut problems);
+        let plan = inspect::telemetry_plan(config, &mut problems);
+        let (Some(snapshot), Some(plan), true) = (snapshot, plan, problems.is_empty()) else {
+            return Err(placed(problems, loaded));
+        };
+        let telemetry = Telemetry::start(metrics, plan).map_err(|error| {
+            problems.add("access_log", error.to_string());
+            placed(problems, loaded)
+        })?;
+        telemetry.metrics().reload_succeeded();
+
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("background")
+            .enable_all()
+            .build()
+            .map_err(|error| internal(format!("cannot start the background runtime: {error}")))?;
+        let resolver = Resolver::new(ResolverConfig::default(), runtime.handle().clone());
+        let supervisor = Supervisor::new(runtime.handle().clone(), resolver, Arc::new(Connectors::new()));
+        let connector = Arc::new(Connector::new(None));
+        let mirror = Mirror::new(MirrorSettings::default(), connector.clone());
+        let gateway = Arc::new(Gateway {
+            path: path.to_owned(),
+            revision: AtomicU64::new(snapshot.revision),
+            published: Arc::new(Published::new(snapshot)),
+            telemetry: Arc::new(telemetry),
+            listeners,
+            mirror,
+            connector,
+            supervisor,
+            watch: ArcSwapOption::empty(),
+            _runtime: runtime,
+        });
+        gateway.telemetry.metrics().add_source(StateMetrics(Arc::downgrade(&gateway)));
+        gateway.follow_upstreams();
+        Ok(gateway)
+    }
+
+    /// Loads the configuration again and puts it into service, all of it or nothing; returns its revision.
+    pub fn reload(&self) -> Result<u64, Problems> {
+        let outcome = self.load_next().and_then(|generation| self.put_into_service(generation));
+        match &outcome {
+            Ok(_) => self.telemetry.metrics().reload_succeeded(),
+            Err(_) => self.telemetry.metrics().reload_failed(),
+        }
+        outcome
+    }
+
+    fn load_next(&self) -> Result<Generation, Problems> {
+        let loaded = Config::load(&self.path, inspect::config_schema())?;
+        let config = &loaded.config;
+        let mut problems = Problems::default();
+        let current = self.published.current();
+        let snapshot =
+            compile(config, inspect::around(&loaded), self.telemetry.metrics(), Some(&current), &mut problems);
+        inspect::check_listeners(config, &mut problems);
+        let mut listeners = Vec::new();
+        for (name, listener) in &config.listeners {
+            let place = format!("listeners.{name}");
+            match self.listeners.get(name) {
+                Some(state) => {
+                    let settings = state.prepare(listener, &config.server.drain, &place, &mut problems);
+                    listeners.extend(settings.map(|settings| (state.clone(), settings)));
+                }
+                None => problems.add(place, "a listener is added only by `headgate upgrade` or a restart"),
+            }
+        }
+        for name in self.listeners.keys().filter(|name| !config.listeners.contains_key(*name)) {
+            let message = format!("the listener `{name}` is removed only by `headgate upgrade` or a restart");
+            problems.add("listeners", message);
+        }
+        let plan = inspect::telemetry_plan(config, &mut problems);
+        match (snapshot, plan, problems.is_empty()) {
+            (Some(snapshot), Some(telemetry), true) => {
+                Ok(Generation { snapshot, telemetry, listeners, files: inspect::referenced_files(&loaded) })
+            }
+            _ => Err(placed(problems, &loaded)),
+        }
+    }
+
+    fn put_into_service(&self, generation: Generation) -> Result<u64, Problems> {
+        // The one step that may still fail, so it comes first: the log's file has to be opened.
+        self.telemetry.apply(generation.telemetry).map_err(|error| {
+            let mut problems = Problems::default();
+            problems.add("access_log", error.to_string());
+            problems
+        })?;
+        for (listener, settings) in generation.listeners {
+            listener.apply(settings);
+        }
+        let revision = generation.snapshot.revision;
+        self.published.publish(generation.snapshot);
+        self.revision.store(revision, Ordering::Release);
+        self.follow_upstreams();
+        if let Some(watch) = self.watch.load().as_ref() {
+            watch.follow(generation.files);
+        }
+        Ok(revision)
+    }
+
+    fn follow_upstreams(&self) {
+        let snapshot = self.published.current();
+        let upstreams: Vec<_> = snapshot.origins.values().map(|origin| origin.upstream.clone()).collect();
+        self.supervisor.follow(&upstreams);
+    }
+
+    /// Reloads whenever a file of the configuration, or one it refers to, changes.
+    pub fn watch_files(&self, files: Vec<PathBuf>, on_change: impl FnMut() + Send + 'static) {
+        match Watch::start(&self.path, on_change) {
+            Ok(watch) => {
+                watch.follow(files);
+                self.watch.store(Some(Arc::new(watch)));
+            }
+            Err(error) => log::error!("cannot watch {}: {error}; reload by SIGHUP", self.path.display()),
+        }
+    }
+
+    pub fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    /// Client connections open now, over all listeners.
+    pub fn connections(&self) -> usize {
+        self.listeners.values().map(|listener| listener.counters.active()).sum()
+    }
+
+    pub fn reopen_logs(&self) {
+        self.telemetry.reopen_log();
+    }
+}
+
+impl Views for Gateway {
+    fn status(&self) -> serde_json::Value {
+        let now = Moment::now();
+        let snapshot = self.published.current();
+        let upstreams: Vec<_> = snapshot.origins.values().map(|origin| origin.upstream.status(now)).collect();
+        let listeners: Vec<_> = self
+            .listeners
+            .iter()
+            .map(|(name, listener)| {
+                json!({
+                    "name": name,
+                    "address": listener.settings().address(),
+                    "connections": listener.counters.active(),
+                })
+            })
+            .collect();
+        json!({ "routes": snapshot.routes.len(), "listeners": listeners, "upstreams": upstreams })
+    }
+
+    fn metrics(&self) -> String {
+        self.telemetry.metrics().render().unwrap_or_else(|error| {
+            log::error!("metrics cannot be rendered: {error}");
+            String::new()
+        })
+    }
+}
+
+/// State that is read at each scrape: health, breakers, connections, certificates.
+struct StateMetrics(std::sync::Weak<Gateway>);
+
+impl Source for StateMetrics {
+    fn collect(&self, out: &mut Gathered) {
+        let Some(gateway) = self.0.upgrade() else { return };
+        let now = Moment::now();
+        for origin in gateway.published.current().origins.values() {
+            collect_upstream(&origin.upstream, now, out);
+        }
+        for (name, listener) in &gateway.listeners {
+            out.connections_active(name, listener.counters.active() as u64);
+            out.connections_accepted(name, listener.counters.accepted());
+            for ending in Ending::ALL {
+                out.connections_rejected(name, ending.label(), listener.counters.ended(ending));
+            }
+            for certificate in listener.settings().certificates() {
+                let expires = certificate.not_after.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() as i64;
+                let host = certificate.hosts.first().map_or("-", String::as_str);
+                out.certificate_expiry(name, host, expires);
+            }
+        }
+    }
+}
+
+fn collect_upstream(upstream: &Upstream, now: Moment, out: &mut Gathered) {
+    let status = upstream.status(now);
+    for target in &status.targets {
+        out.target_healthy(&status.name, &target.name, target.healthy && !target.ejected);
+    }
+    if status.breaker.is_some() {
+        let state = match upstream.breaker_state(now) {
+            BreakerState::Closed => BreakerMetric::Closed,
+            BreakerState::HalfOpen => BreakerMetric::HalfOpen,
+            BreakerState::Open => BreakerMetric::Open,
+        };
+        out.breaker_state(&status.name, state);
+    }
+}
+
+fn placed(mut problems: Problems, loaded: &Loaded<Config>) -> Problems {
+    loaded.sources.place_all(&mut problems);
+    problems.sort();
+    problems
+}

@@ -1,0 +1,216 @@
+//! Looking at a configuration without serving it: `check`, `explain`, `schema`.
+
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use prometheus::Registry;
+
+use crate::config::{
+    Backend, Config, ConfigSchema, FilterSchema, Loaded, Problems, RouteMatch, nearest, process_environment,
+};
+use crate::filters::REGISTRY;
+use crate::filters::chain::{Chain, Place, attach};
+use crate::listener::{self, ListenerState};
+use crate::snapshot::compile;
+use crate::telemetry::Plan;
+use crate::telemetry::metrics::Metrics;
+use crate::upstream::Surroundings;
+
+/// Pingora hands over at most 32 sockets in an upgrade; the admin listener is one of them.
+const MOST_LISTENERS: usize = 31;
+
+/// The schema of the whole configuration, filters included; made once.
+pub fn config_schema() -> &'static ConfigSchema {
+    static SCHEMA: OnceLock<ConfigSchema> = OnceLock::new();
+    SCHEMA.get_or_init(|| {
+        let filters: Vec<_> =
+            REGISTRY.iter().map(|filter| FilterSchema { name: filter.name, schema: filter.schema }).collect();
+        ConfigSchema::of::<Config>(&filters)
+    })
+}
+
+/// `headgate schema`.
+pub fn schema() -> &'static serde_json::Value {
+    config_schema().as_value()
+}
+
+/// `headgate check`: every problem of a configuration, as one text.
+pub fn check(path: &Path) -> Result<(), String> {
+    let problems = match Config::load(path, config_schema()) {
+        Err(problems) => problems,
+        Ok(loaded) => problems_of(&loaded),
+    };
+    match problems.0.len() {
+        0 => {
+            println!("{}: no problems", path.display());
+            Ok(())
+        }
+        count => {
+            let noun = if count == 1 { "problem" } else { "problems" };
+            Err(format!("{problems}\n{count} {noun} in {}", path.display()))
+        }
+    }
+}
+
+/// What compiling finds, without taking anything into service.
+fn problems_of(loaded: &Loaded<Config>) -> Problems {
+    let config = &loaded.config;
+    let mut problems = Problems::default();
+    match Metrics::new(Registry::new()) {
+        Ok(metrics) => drop(compile(config, around(loaded), &metrics, None, &mut problems)),
+        Err(error) => problems.add("(metrics)", error.to_string()),
+    }
+    for (name, listener) in &config.listeners {
+        ListenerState::new(name, listener, &config.server.drain, &format!("listeners.{name}"), &mut problems);
+    }
+    check_listeners(config, &mut problems);
+    telemetry_plan(config, &mut problems);
+    loaded.sources.place_all(&mut problems);
+    problems.sort();
+    problems
+}
+
+/// What the configuration refers to outside of itself.
+pub fn around(loaded: &Loaded<Config>) -> Surroundings<'_> {
+    Surroundings { folder: &loaded.folder, environment: &process_environment }
+}
+
+/// What no single listener can know: how many there are, and whether two share an address.
+pub fn check_listeners(config: &Config, problems: &mut Problems) {
+    if config.listeners.len() > MOST_LISTENERS {
+        let message = format!("an upgrade hands over at most {MOST_LISTENERS} listeners and the admin listener");
+        problems.add("listeners", message);
+    }
+    let admin = config.admin.address.to_string();
+    let mut taken = std::collections::BTreeMap::from([(admin.as_str(), "admin")]);
+    for (name, listener) in &config.listeners {
+        if let Some(other) = taken.insert(&listener.address, name) {
+            problems.add(format!("listeners.{name}.address"), format!("`{other}` listens there already"));
+        }
+    }
+    if !config.admin.allow_remote && !config.admin.address.ip().is_loopback() {
+        problems.add(
+            "admin.address",
+            "other machines could reach this address; use a loopback address, or say `allow_remote: true`",
+        );
+    }
+}
+
+pub fn telemetry_plan(config: &Config, problems: &mut Problems) -> Option<Plan> {
+    let access_log = config.access_log.clone().unwrap_or_else(crate::config::telemetry::AccessLog::off);
+    let tracing = config.tracing.clone().unwrap_or_default();
+    Plan::compile(&access_log, &tracing, problems)
+}
+
+/// Files that the configuration takes certificates and keys from: a change of one is a change of the configuration.
+pub fn referenced_files(loaded: &Loaded<Config>) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for listener in loaded.config.listeners.values() {
+        files.extend(listener::files(listener).into_iter().map(PathBuf::from));
+    }
+    for upstream in loaded.config.upstreams.values() {
+        let Some(tls) = &upstream.tls else { continue };
+        files.extend([&tls.ca, &tls.certificate, &tls.key].into_iter().flatten().cloned());
+    }
+    files
+}
+
+/// `headgate explain`: what one route does.
+pub fn explain(path: &Path, wanted: &str) -> Result<(), String> {
+    let loaded = super::load(path)?;
+    let problems = problems_of(&loaded);
+    if !problems.is_empty() {
+        return Err(problems.to_string());
+    }
+    let config = &loaded.config;
+    let all = config.services.iter().flat_map(|(service, written)| {
+        written.routes.iter().map(move |(route, rule)| (format!("{service}/{route}"), service, written, rule))
+    });
+    let found: Vec<_> = all
+        .clone()
+        .filter(|(name, ..)| name == wanted || name.rsplit_once('/').is_some_and(|(_, route)| route == wanted))
+        .collect();
+    let (name, service_name, service, route) = match found.as_slice() {
+        [one] => one,
+        [] => {
+            let names: Vec<_> = all.map(|(name, ..)| name).collect();
+            let hint = nearest(wanted, names.iter().map(String::as_str));
+            let hint =
+                hint.map_or_else(|| format!("; there are: {}", names.join(", ")), |n| format!("; did you mean {n}?"));
+            return Err(format!("there is no route {wanted}{hint}"));
+        }
+        several => {
+            let names: Vec<_> = several.iter().map(|(name, ..)| name.as_str()).collect();
+            return Err(format!("{wanted} names several routes; say which: {}", names.join(", ")));
+        }
+    };
+    let mut none = Problems::default();
+    let gateway = attach(Place::Gateway, &config.filters, "filters", &mut none);
+    let outer = attach(Place::Service, &service.filters, "filters", &mut none);
+    let inner = attach(Place::Route, &route.filters, "filters", &mut none);
+    let chain = Chain::join(&[&gateway, &outer, &inner]);
+
+    let mut text = String::new();
+    let _ = writeln!(text, "route    {name}");
+    if let Some(version) = &service.version {
+        let _ = writeln!(text, "version  {version}");
+    }
+    let mut rule = route.matches.clone();
+    if rule.host.is_none() && rule.hosts.is_empty() {
+        rule.hosts = service.hosts.clone();
+    }
+    let _ = writeln!(text, "match    {}", describe(&rule));
+    let _ = writeln!(text, "filters  in the order a request passes them; answers pass in the reverse order");
+    if chain.filters.is_empty() {
+        let _ = writeln!(text, "  (none)");
+    }
+    for (filter, stage, place) in &chain.filters {
+        let place = match place {
+            Place::Gateway => "the gateway".to_owned(),
+            Place::Service => format!("service {service_name}"),
+            Place::Route => "this route".to_owned(),
+        };
+        let _ = writeln!(text, "  {:<12} {filter:<16} from {place}", stage.as_str());
+    }
+    let backend = match &route.backend {
+        Backend::Upstream(upstream) => format!("upstream {upstream}"),
+        Backend::Split(split) => {
+            let shares = split.targets.iter().map(|target| format!("{} ({})", target.upstream, target.weight));
+            format!("split over {}", shares.collect::<Vec<_>>().join(", "))
+        }
+        Backend::Respond(respond) => format!("respond {}", respond.status),
+        Backend::Redirect(redirect) => format!("redirect {}", redirect.status.get()),
+    };
+    let _ = writeln!(text, "backend  {backend}");
+    if let Some(mirror) = &route.mirror {
+        let _ = writeln!(text, "mirror   {} of the requests to upstream {}", mirror.share, mirror.upstream);
+    }
+    print!("{text}");
+    Ok(())
+}
+
+/// A match in a line: methods, hosts, path, and how many further conditions there are.
+fn describe(rule: &RouteMatch) -> String {
+    let methods = if rule.methods.is_empty() { "any method".to_owned() } else { rule.methods.join("|") };
+    let hosts: Vec<&str> = rule.host.iter().chain(&rule.hosts).map(String::as_str).collect();
+    let hosts = if hosts.is_empty() { "any host".to_owned() } else { hosts.join("|") };
+    let path = match (&rule.path, &rule.path_prefix, &rule.path_regex) {
+        (Some(path), ..) => format!("path {path}"),
+        (_, Some(prefix), _) => format!("path prefix {prefix}"),
+        (.., Some(regex)) => format!("path regex {regex}"),
+        _ => "any path".to_owned(),
+    };
+    let mut text = format!("{methods}, {hosts}, {path}");
+    let conditions = [
+        (rule.headers.len(), "header"),
+        (rule.query.len(), "query"),
+        (rule.cookies.len(), "cookie"),
+        (rule.client.len(), "client"),
+    ];
+    for (count, kind) in conditions.into_iter().filter(|(count, _)| *count > 0) {
+        let plural = if count == 1 { "" } else { "s" };
+        let _ = write!(text, ", {count} {kind} condition{plural}");
+    }
+    text
+}
