@@ -1,0 +1,41 @@
+//! The gateway as a user meets it: the real binary, real sockets, one module per promise.
+
+mod support;
+
+mod access_log;
+mod admin;
+mod balance;
+mod body_limit;
+mod cli;
+mod compression;
+mod config_directory;
+mod cors;
+mod errors;
+mod fault;
+mod forwarded;
+mod grpc;
+mod grpc_python;
+mod headers;
+mod health;
+mod hosts;
+mod http2;
+mod ip_restriction;
+mod nginx_origin;
+mod paths;
+mod proxy_protocol;
+mod redirect;
+mod reload;
+mod respond;
+mod retries;
+mod rewrite;
+mod routing;
+mod shutdown;
+mod slow_clients;
+mod smuggling;
+mod sse;
+mod timeout;
+mod tls;
+mod traces;
+mod upgrade;
+mod upstream_misbehaviour;
+mod websocket;

@@ -1,0 +1,108 @@
+//! Real programs of others, as origins and clients: nginx and gRPC in Python. `scripts/prepare tests` installs them.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use tokio::net::TcpStream;
+
+use super::ports::{Reserved, reserve};
+use super::scratch::Scratch;
+use super::{PATIENCE, eventually};
+
+/// A program with its children: nginx has some. All of them end with the test.
+struct Group(Child);
+
+impl Group {
+    fn start(command: &mut Command) -> Self {
+        let name = command.get_program().to_owned();
+        let remedy = |error| panic!("starting {}: {error}; run `scripts/prepare tests`", name.display());
+        Group(command.process_group(0).spawn().unwrap_or_else(remedy))
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        // SAFETY: a plain system call; the group is ours, and its leader not reaped yet.
+        unsafe { libc::kill(-(self.0.id() as libc::pid_t), libc::SIGKILL) };
+        let _ = self.0.wait();
+    }
+}
+
+/// nginx with one `server` block, whose `root` is an own folder.
+pub struct Nginx {
+    pub address: SocketAddr,
+    pub folder: PathBuf,
+    _process: Group,
+    _port: Reserved,
+    _scratch: Scratch,
+}
+
+impl Nginx {
+    /// `server` is what stands in the block beside `listen` and `root`.
+    pub async fn start(server: &str) -> Self {
+        let (scratch, port) = (Scratch::new(), reserve());
+        let folder = scratch.path().join("root");
+        std::fs::create_dir(&folder).expect("a folder for files");
+        let configuration = format!(
+            "user root;\nworker_processes 1;\ndaemon off;\npid {dir}/pid;\nerror_log stderr warn;\n\
+             events {{ worker_connections 512; }}\n\
+             http {{\n  access_log {dir}/access.log;\n  log_format counted '$connection $request_uri';\n  \
+             client_body_temp_path {dir}/body;\n  proxy_temp_path {dir}/proxy;\n  fastcgi_temp_path {dir}/fastcgi;\n  \
+             uwsgi_temp_path {dir}/uwsgi;\n  scgi_temp_path {dir}/scgi;\n  client_max_body_size 0;\n  \
+             server {{ listen {address}; root {root}; {server} }}\n}}\n",
+            dir = scratch.path().display(),
+            address = port.address,
+            root = folder.display(),
+        );
+        let file = scratch.write("nginx.conf", configuration);
+        let path = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin";
+        let mut command = Command::new("nginx");
+        command.arg("-p").arg(scratch.path()).arg("-c").arg(file).args(["-e", "stderr"]).env("PATH", path);
+        let process = Group::start(command.stdin(Stdio::null()));
+        let address = port.address;
+        let up = eventually(PATIENCE, || async { TcpStream::connect(address).await.is_ok() }).await;
+        assert!(up, "nginx does not listen");
+        Nginx { address, folder, _process: process, _port: port, _scratch: scratch }
+    }
+}
+
+fn python() -> PathBuf {
+    // Cargo's folder for the temporary files of tests lies in the target folder, where the virtual environment is too.
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("a folder in the target folder");
+    target.join("grpc/bin/python")
+}
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gateway/support/python").join(name)
+}
+
+/// The gRPC server of `python/server.py`.
+pub struct GrpcServer {
+    pub address: SocketAddr,
+    _process: Group,
+}
+
+impl GrpcServer {
+    pub fn start() -> Self {
+        let mut command = Command::new(python());
+        command.arg(script("server.py")).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = Group::start(&mut command);
+        let mut port = String::new();
+        let mut said = BufReader::new(process.0.stdout.take().expect("stdout is piped"));
+        said.read_line(&mut port).expect("a line of the gRPC server");
+        let port = port.trim().parse().expect("the gRPC server tells its port; run `scripts/prepare tests`");
+        GrpcServer { address: SocketAddr::from(([127, 0, 0, 1], port)), _process: process }
+    }
+}
+
+/// Runs a scenario of `python/client.py` to its end, and panics with what it said if it failed.
+pub async fn grpc_client(address: SocketAddr, scenario: &'static str) {
+    let mut command = tokio::process::Command::new(python());
+    command.arg(script("client.py")).arg(address.to_string()).arg(scenario).kill_on_drop(true);
+    let output = tokio::time::timeout(3 * PATIENCE, command.output()).await.expect("the client's end");
+    let output = output.unwrap_or_else(|error| panic!("starting Python: {error}; run `scripts/prepare tests`"));
+    assert!(output.status.success(), "{scenario}: {}", String::from_utf8_lossy(&output.stderr));
+}
