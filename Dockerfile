@@ -1,0 +1,27 @@
+# syntax=docker/dockerfile:1
+# The release image: one binary, the examples, no shell, no root. The default configuration listens on loopback only, so
+# bring your own:
+#
+#   docker build -t headgate .
+#   docker run -p 8080:8080 -v ./my.yaml:/etc/headgate/headgate.yaml:ro headgate
+
+FROM rust:1-bookworm AS build
+RUN apt-get update && apt-get install -y --no-install-recommends cmake && rm -rf /var/lib/apt/lists/*
+WORKDIR /src
+COPY Cargo.toml Cargo.lock ./
+# Dependencies alone first, so that a change of ours does not build them again.
+RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
+    && cargo build --release --locked && rm -rf src
+COPY . .
+RUN touch src/main.rs src/lib.rs && cargo build --release --locked --bin headgate && mkdir /runtime
+
+# glibc, CA certificates, a user `nonroot` (65532), and nothing to run but us.
+FROM gcr.io/distroless/cc-debian12:nonroot
+COPY --from=build /src/target/release/headgate /usr/local/bin/headgate
+COPY --from=build /src/conf /etc/headgate
+COPY --from=build --chown=nonroot:nonroot --chmod=700 /runtime /run/headgate
+EXPOSE 8080
+# The drain ends on its own; a stop timeout of the platform has to be longer than the configured one.
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["/usr/local/bin/headgate"]
+CMD ["run", "-c", "/etc/headgate/headgate.yaml"]
