@@ -213,7 +213,8 @@ services: { s: { routes: { all: { match: { path_prefix: / }, backend: { upstream
     holder.patience = Duration::from_secs(1);
     while holder.get("/").await.is_ok() {}
     for _ in 0..10 {
-        assert_eq!(gateway.get("/").await.text(), "free");
+        // A place is given back just after the answer has left; whoever is quicker than that finds it taken.
+        assert!(eventually(PATIENCE, || async { gateway.get("/").await.text() == "free" }).await);
     }
     assert_eq!(held.connections(), 1);
 }
