@@ -66,7 +66,7 @@ pub fn run(path: &Path, upgrade: bool) -> Result<(), String> {
         let proxy = Proxy::new(&gateway.published, &gateway.telemetry, &gateway.mirror, &gateway.connector);
         let proxy = http_proxy(&conf, proxy);
         let service = listener::service(listener.clone(), Arc::new(proxy), refusals.clone());
-        server.add_service(Announced { service, opening: opening.clone() });
+        server.add_service(Managed { service, role: Role::Traffic(opening.clone()) });
     }
     let admin = Admin {
         readiness: readiness.clone(),
@@ -78,7 +78,7 @@ pub fn run(path: &Path, upgrade: bool) -> Result<(), String> {
     service.threads = Some(1);
     service.add_tcp(&config.admin.address.to_string());
     let handed_over = Arc::new(AtomicBool::new(false));
-    server.add_service(Lingering { service, handed_over: handed_over.clone() });
+    server.add_service(Managed { service, role: Role::Admin { handed_over: handed_over.clone() } });
 
     let drain = &config.server.drain;
     // Listeners cut what is left when the drain time is over; a moment later nothing can be open any more.
@@ -125,31 +125,36 @@ impl Opening {
     }
 }
 
-/// A listening service that tells when its sockets are open, which Pingora's own does not.
-struct Announced<A> {
+/// A listening service with what Pingora's own lacks: it tells when its sockets are open, or outlives the drain.
+struct Managed<A> {
     service: Service<A>,
-    opening: Arc<Opening>,
+    role: Role,
+}
+
+enum Role {
+    /// Clients' traffic: the process is ready once every such service has its sockets.
+    Traffic(Arc<Opening>),
+    /// The admin service. It outlives the listeners in a drain, so that load balancers go on seeing that this process is
+    /// not ready, and operators what it waits for; only to a successor, which has the same socket, it gives way.
+    Admin { handed_over: Arc<AtomicBool> },
 }
 
 #[async_trait]
-impl<A: ServerApp + Send + Sync + 'static> PingoraService for Announced<A> {
+impl<A: ServerApp + Send + Sync + 'static> PingoraService for Managed<A> {
     async fn start_service(&mut self, fds: Option<ListenFds>, shutdown: ShutdownWatch, listeners_per_fd: usize) {
-        let addresses = PingoraService::listen_addresses(&self.service).unwrap_or_default();
-        let (opening, table) = (self.opening.clone(), fds.clone());
-        tokio::spawn(async move {
-            // A socket enters the table that upgrades hand over once it listens.
-            let open = || {
-                table.as_ref().is_none_or(|fds| {
-                    let fds = fds.lock();
-                    addresses.iter().all(|address| fds.get(address).is_some())
-                })
-            };
-            while !open() {
-                tokio::time::sleep(Duration::from_millis(2)).await;
+        let stop = match &self.role {
+            Role::Traffic(opening) => {
+                let addresses = self.listen_addresses().unwrap_or_default();
+                tokio::spawn(announce(opening.clone(), addresses, fds.clone()));
+                shutdown
             }
-            opening.opened();
-        });
-        PingoraService::start_service(&mut self.service, fds, shutdown, listeners_per_fd).await;
+            Role::Admin { handed_over } => {
+                let (stop, stopped) = watch::channel(false);
+                tokio::spawn(linger(handed_over.clone(), shutdown, stop));
+                stopped
+            }
+        };
+        PingoraService::start_service(&mut self.service, fds, stop, listeners_per_fd).await;
     }
 
     fn name(&self) -> &str {
@@ -165,39 +170,26 @@ impl<A: ServerApp + Send + Sync + 'static> PingoraService for Announced<A> {
     }
 }
 
-/// The admin service. It outlives the listeners in a drain, so that load balancers go on seeing that this process is not
-/// ready, and operators what it waits for; only to a successor, which has the same socket, it gives way.
-struct Lingering<A> {
-    service: Service<A>,
-    handed_over: Arc<AtomicBool>,
+async fn announce(opening: Arc<Opening>, addresses: Vec<String>, table: Option<ListenFds>) {
+    // A socket enters the table that upgrades hand over once it listens.
+    let open = || {
+        table.as_ref().is_none_or(|fds| {
+            let fds = fds.lock();
+            addresses.iter().all(|address| fds.get(address).is_some())
+        })
+    };
+    while !open() {
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+    opening.opened();
 }
 
-#[async_trait]
-impl<A: ServerApp + Send + Sync + 'static> PingoraService for Lingering<A> {
-    async fn start_service(&mut self, fds: Option<ListenFds>, mut shutdown: ShutdownWatch, listeners_per_fd: usize) {
-        let (stop, stopped) = watch::channel(false);
-        let handed_over = self.handed_over.clone();
-        tokio::spawn(async move {
-            let _ = shutdown.wait_for(|stopping| *stopping).await;
-            if handed_over.load(Ordering::Acquire) {
-                stop.send_replace(true);
-            } else {
-                stop.closed().await;
-            }
-        });
-        PingoraService::start_service(&mut self.service, fds, stopped, listeners_per_fd).await;
-    }
-
-    fn name(&self) -> &str {
-        PingoraService::name(&self.service)
-    }
-
-    fn threads(&self) -> Option<usize> {
-        PingoraService::threads(&self.service)
-    }
-
-    fn listen_addresses(&self) -> Option<Vec<String>> {
-        PingoraService::listen_addresses(&self.service)
+async fn linger(handed_over: Arc<AtomicBool>, mut shutdown: ShutdownWatch, stop: watch::Sender<bool>) {
+    let _ = shutdown.wait_for(|stopping| *stopping).await;
+    if handed_over.load(Ordering::Acquire) {
+        stop.send_replace(true);
+    } else {
+        stop.closed().await;
     }
 }
 
