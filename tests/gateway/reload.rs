@@ -182,9 +182,12 @@ async fn pooled_connections_and_counters_survive_a_reload() {
     let origin = Origin::named("a").await;
     let mut gateway = Gateway::builder(&yaml).origin(&origin).start().await;
     gateway.get("/").await;
+    // A request is counted when it has ended, which may be after its client has the answer.
+    assert!(gateway.metric_becomes("headgate_requests_total", &[], |value| value >= 1.0).await);
     let before = gateway.metric("headgate_requests_total", &[]).await;
     gateway.reload(&yaml).await;
     gateway.get("/").await;
+    assert!(gateway.metric_becomes("headgate_requests_total", &[], |value| value > before).await);
     assert_eq!(gateway.metric("headgate_requests_total", &[]).await, before + 1.0);
     assert_eq!(origin.connections(), 1, "an upstream that did not change keeps its connections");
 }
