@@ -33,6 +33,7 @@ pub struct Gateway {
     pub mirror: Mirror,
     /// For what does not go through Pingora's proxying: copies of requests, and upgrades.
     pub connector: Arc<Connector>,
+    resolver: Resolver,
     supervisor: Supervisor,
     revision: AtomicU64,
     watch: ArcSwapOption<Watch>,
@@ -45,6 +46,7 @@ struct Generation {
     snapshot: Snapshot,
     telemetry: Plan,
     listeners: Vec<(Arc<ListenerState>, Settings)>,
+    dns: ResolverConfig,
     files: Vec<PathBuf>,
 }
 
@@ -68,6 +70,7 @@ impl Gateway {
         }
         inspect::check_listeners(config, &mut problems);
         let plan = inspect::telemetry_plan(config, &mut problems);
+        let dns = ResolverConfig::compile(&config.dns, "dns", &mut problems);
         let (Some(snapshot), Some(plan), true) = (snapshot, plan, problems.is_empty()) else {
             return Err(placed(problems, loaded));
         };
@@ -83,8 +86,8 @@ impl Gateway {
             .enable_all()
             .build()
             .map_err(|error| internal(format!("cannot start the background runtime: {error}")))?;
-        let resolver = Resolver::new(ResolverConfig::default(), runtime.handle().clone());
-        let supervisor = Supervisor::new(runtime.handle().clone(), resolver, Arc::new(Connectors::new()));
+        let resolver = Resolver::new(dns, runtime.handle().clone());
+        let supervisor = Supervisor::new(runtime.handle().clone(), resolver.clone(), Arc::new(Connectors::new()));
         let connector = Arc::new(Connector::new(None));
         let mirror = Mirror::new(MirrorSettings::default(), connector.clone());
         let gateway = Arc::new(Gateway {
@@ -95,6 +98,7 @@ impl Gateway {
             listeners,
             mirror,
             connector,
+            resolver,
             supervisor,
             watch: ArcSwapOption::empty(),
             _runtime: runtime,
@@ -138,9 +142,10 @@ impl Gateway {
             problems.add("listeners", message);
         }
         let plan = inspect::telemetry_plan(config, &mut problems);
+        let dns = ResolverConfig::compile(&config.dns, "dns", &mut problems);
         match (snapshot, plan, problems.is_empty()) {
             (Some(snapshot), Some(telemetry), true) => {
-                Ok(Generation { snapshot, telemetry, listeners, files: inspect::referenced_files(&loaded) })
+                Ok(Generation { snapshot, telemetry, listeners, dns, files: inspect::referenced_files(&loaded) })
             }
             _ => Err(placed(problems, &loaded)),
         }
@@ -156,6 +161,7 @@ impl Gateway {
         for (listener, settings) in generation.listeners {
             listener.apply(settings);
         }
+        self.resolver.configure(generation.dns);
         let revision = generation.snapshot.revision;
         self.published.publish(generation.snapshot);
         self.revision.store(revision, Ordering::Release);

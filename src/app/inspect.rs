@@ -16,6 +16,7 @@ use crate::snapshot::compile;
 use crate::telemetry::Plan;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::Surroundings;
+use crate::upstream::discovery::dns::ResolverConfig;
 
 /// Pingora hands over at most 32 sockets in an upgrade; the admin listener is one of them.
 const MOST_LISTENERS: usize = 31;
@@ -66,6 +67,7 @@ fn problems_of(loaded: &Loaded<Config>) -> Problems {
     }
     check_listeners(config, &mut problems);
     telemetry_plan(config, &mut problems);
+    ResolverConfig::compile(&config.dns, "dns", &mut problems);
     loaded.sources.place_all(&mut problems);
     problems.sort();
     problems

@@ -6,6 +6,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::dns::Dns;
 use super::filter_entry::FilterEntry;
 use super::listener::Listener;
 use super::server::{Admin, Server};
@@ -31,6 +32,9 @@ pub struct Config {
     pub access_log: Option<AccessLog>,
     /// OpenTelemetry traces. Default: none.
     pub tracing: Option<Tracing>,
+    /// Who is asked for the addresses of targets that are names.
+    #[serde(default)]
+    pub dns: Dns,
     /// Filters on every route. A filter of the same name on a service or route replaces the one here.
     #[serde(default)]
     pub filters: Vec<FilterEntry>,

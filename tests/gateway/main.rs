@@ -10,6 +10,7 @@ mod cli;
 mod compression;
 mod config_directory;
 mod cors;
+mod dns;
 mod errors;
 mod fault;
 mod forwarded;

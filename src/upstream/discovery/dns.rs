@@ -8,7 +8,7 @@
 //! - while the DNS fails (no answer, SERVFAIL, garbage), the last good answer stays for as long as it takes, and
 //!   questions back off to one every 30 seconds;
 //! - when the DNS says that the name does not exist or has no addresses, the last good answer stays for
-//!   [`ResolverConfig::stale`], because a zone emptied by mistake is more frequent than a service that really left;
+//!   [`stale`](Dns::stale), because a zone emptied by mistake is more frequent than a service that really left;
 //!   after that the set is empty.
 
 mod query;
@@ -25,16 +25,21 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use self::query::{Memory, Outcome, Sources};
-use crate::config::units;
+use crate::config::dns::Dns;
+use crate::config::{Problems, units};
 
 /// The longest pause between two questions while the DNS fails or denies a name.
 const MAX_PAUSE: Duration = Duration::from_secs(30);
+
+/// DNS servers are not asked more often than this, whatever an answer's time to live says.
+const LEAST_TTL: Duration = Duration::from_millis(10);
 
 /// A name to follow, written `host:port` or `srv:_service._proto.name`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -55,42 +60,41 @@ pub struct Resolved {
     pub tier: u8,
 }
 
-/// How names are resolved.
-#[derive(Debug, Clone)]
+/// How names are resolved: what the configuration says of the DNS, and the files of the system.
+#[derive(Debug, Clone, PartialEq)]
 pub struct ResolverConfig {
-    /// DNS servers. `None`, the default, takes servers, search list and options from `resolv_conf`.
-    pub servers: Option<Vec<SocketAddr>>,
-    /// With `servers` only: domains that are tried for a name of fewer than `ndots` dots.
+    pub servers: Vec<SocketAddr>,
     pub search: Vec<String>,
-    /// With `servers` only. Default 1.
     pub ndots: usize,
-    /// Read again when it changes. Default `/etc/resolv.conf`.
+    /// Says what `servers` does not, and is read again when it changes.
     pub resolv_conf: PathBuf,
-    /// Consulted before the DNS, and read again when it changes. Default `/etc/hosts`.
+    /// Consulted before the DNS, and read again when it changes.
     pub hosts: PathBuf,
-    /// An answer holds at least this long. Default 1s.
     pub min_ttl: Duration,
-    /// An answer holds at most this long. Default 1h.
     pub max_ttl: Duration,
-    /// How long the last good answer outlives a denial of the name. Default 1h.
     pub stale: Duration,
-    /// Bounds one resolution with all its questions. Default 10s.
     pub timeout: Duration,
+}
+
+impl From<&Dns> for ResolverConfig {
+    fn from(dns: &Dns) -> Self {
+        ResolverConfig {
+            servers: dns.servers.iter().map(|server| server.0).collect(),
+            search: dns.search.clone(),
+            ndots: dns.ndots,
+            resolv_conf: "/etc/resolv.conf".into(),
+            hosts: "/etc/hosts".into(),
+            min_ttl: dns.min_ttl.get(),
+            max_ttl: dns.max_ttl.get(),
+            stale: dns.stale.get(),
+            timeout: dns.timeout.get(),
+        }
+    }
 }
 
 impl Default for ResolverConfig {
     fn default() -> Self {
-        ResolverConfig {
-            servers: None,
-            search: Vec::new(),
-            ndots: 1,
-            resolv_conf: "/etc/resolv.conf".into(),
-            hosts: "/etc/hosts".into(),
-            min_ttl: Duration::from_secs(1),
-            max_ttl: Duration::from_secs(3600),
-            stale: Duration::from_secs(3600),
-            timeout: Duration::from_secs(10),
-        }
+        Self::from(&Dns::default())
     }
 }
 
@@ -118,7 +122,9 @@ pub struct Resolver {
 }
 
 struct Inner {
-    config: ResolverConfig,
+    config: ArcSwap<ResolverConfig>,
+    /// Wakes those who follow names when the configuration has changed.
+    configured: Notify,
     runtime: Handle,
     sources: Mutex<Sources>,
     followed: Mutex<HashMap<Name, Weak<Followed>>>,
@@ -156,13 +162,23 @@ impl Resolver {
     /// Reads no file and asks nothing yet. All work is done on `runtime`, which must outlive the resolver.
     pub fn new(config: ResolverConfig, runtime: Handle) -> Self {
         let inner = Inner {
-            config,
+            config: ArcSwap::from_pointee(config),
+            configured: Notify::new(),
             runtime,
             sources: Mutex::default(),
             followed: Mutex::default(),
             counters: Counters::default(),
         };
         Resolver { inner: Arc::new(inner) }
+    }
+
+    /// Takes another configuration. If it differs, every followed name is resolved again at once; what was known of it
+    /// stays until then.
+    pub fn configure(&self, config: ResolverConfig) {
+        if **self.inner.config.load() != config {
+            self.inner.config.store(Arc::new(config));
+            self.inner.configured.notify_waiters();
+        }
     }
 
     pub fn counters(&self) -> &Counters {
@@ -298,11 +314,13 @@ impl Followed {
 /// Resolves the name again and again for as long as somebody holds a handle.
 async fn keep_following(followed: Weak<Followed>, resolver: Arc<Inner>) {
     let Some(name) = followed.upgrade().map(|f| f.name.clone()) else { return };
-    let config = &resolver.config;
     let mut memory = Memory::default();
     let mut failures = 0;
     let mut denied_since = None;
     loop {
+        // Before the resolution, so that a change during it is not missed.
+        let configured = resolver.configured.notified();
+        let config = resolver.config.load_full();
         let outcome = resolver.resolve(&name, &mut memory).await;
         let Some(shared) = followed.upgrade() else { return };
         let pause = match outcome {
@@ -335,7 +353,7 @@ async fn keep_following(followed: Weak<Followed>, resolver: Arc<Inner>) {
             }
         };
         drop(shared);
-        tokio::time::sleep(pause).await;
+        let _ = tokio::time::timeout(pause, configured).await;
     }
 }
 
@@ -343,16 +361,17 @@ impl Inner {
     /// One bounded resolution, counted.
     async fn resolve(self: &Arc<Self>, name: &Name, memory: &mut Memory) -> Outcome {
         let inner = self.clone();
+        let config = self.config.load_full();
+        let timeout = config.timeout;
         let work = async {
             // Files may have to be read, which blocks.
-            let snapshot =
-                tokio::task::spawn_blocking(move || lock(&inner.sources).current(&inner.config)).await.ok()?;
+            let snapshot = tokio::task::spawn_blocking(move || lock(&inner.sources).current(&config)).await.ok()?;
             Some(snapshot.resolve(name, memory).await)
         };
-        let outcome = match tokio::time::timeout(self.config.timeout, work).await {
+        let outcome = match tokio::time::timeout(timeout, work).await {
             Ok(Some(outcome)) => outcome,
             Ok(None) => Outcome::Failed { why: "the resolver is shutting down".into() },
-            Err(_) => Outcome::Failed { why: no_answer(self.config.timeout) },
+            Err(_) => Outcome::Failed { why: no_answer(timeout) },
         };
         let counters = &self.counters;
         counters.resolutions.fetch_add(1, Ordering::Relaxed);
@@ -366,6 +385,27 @@ impl Inner {
 }
 
 impl ResolverConfig {
+    /// Reports what cannot work. `path` is the place in the document.
+    pub fn compile(dns: &Dns, path: &str, problems: &mut Problems) -> ResolverConfig {
+        let config = ResolverConfig::from(dns);
+        if config.min_ttl < LEAST_TTL {
+            problems.add(format!("{path}.min_ttl"), format!("needs at least {}", units::Duration(LEAST_TTL)));
+        }
+        if config.max_ttl < config.min_ttl {
+            problems.add(format!("{path}.max_ttl"), "is shorter than `min_ttl`");
+        }
+        if config.timeout.is_zero() {
+            problems.add(format!("{path}.timeout"), "must be longer than 0s");
+        }
+        for (i, domain) in config.search.iter().enumerate().filter(|(_, domain)| !query::is_name(domain)) {
+            problems.add(format!("{path}.search[{i}]"), format!("`{domain}` is no domain name"));
+        }
+        if config.servers.is_empty() && !config.search.is_empty() {
+            problems.add(format!("{path}.search"), "works only with `servers`; without, /etc/resolv.conf has the list");
+        }
+        config
+    }
+
     /// How long an answer with this time to live holds.
     fn hold(&self, ttl: Duration) -> Duration {
         // `max` last: bounds that cross must not panic, as `clamp` would.

@@ -1,6 +1,7 @@
 //! What the black-box tests are written with: a gateway under test, scriptable origins behind it, exact clients before it.
 
 pub mod client;
+pub mod dns;
 pub mod gateway;
 pub mod h2;
 pub mod origin;

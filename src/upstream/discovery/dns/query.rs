@@ -59,10 +59,10 @@ enum Miss {
     Failed { why: String },
 }
 
-/// The files that say where to ask, read again when they change.
+/// What says where to ask, read again when it changes.
 #[derive(Default)]
 pub(super) struct Sources {
-    stamps: Option<[Stamp; 2]>,
+    read: Option<([Stamp; 2], Arc<ResolverConfig>)>,
     snapshot: Arc<Snapshot>,
 }
 
@@ -92,11 +92,12 @@ impl Default for Snapshot {
 }
 
 impl Sources {
-    /// The sources as the files are now. Blocks on reading them.
-    pub(super) fn current(&mut self, config: &ResolverConfig) -> Arc<Snapshot> {
+    /// The sources as configuration and files are now. Blocks on reading them.
+    pub(super) fn current(&mut self, config: &Arc<ResolverConfig>) -> Arc<Snapshot> {
         let stamps = [stamp(&config.hosts), stamp(&config.resolv_conf)];
-        if self.stamps != Some(stamps) {
-            self.stamps = Some(stamps);
+        let same = |(read, by): &([Stamp; 2], Arc<ResolverConfig>)| *read == stamps && Arc::ptr_eq(by, config);
+        if !self.read.as_ref().is_some_and(same) {
+            self.read = Some((stamps, config.clone()));
             self.snapshot = Arc::new(Snapshot::read(config));
         }
         self.snapshot.clone()
@@ -379,11 +380,11 @@ fn sorted(mut targets: Vec<Resolved>) -> Vec<Resolved> {
 
 /// The servers to ask, and how.
 fn servers(config: &ResolverConfig) -> Result<(Servers, ResolverOpts), String> {
-    let Some(addresses) = &config.servers else {
+    if config.servers.is_empty() {
         let path = config.resolv_conf.display();
         let text = fs::read(&config.resolv_conf).map_err(|e| format!("cannot read {path}: {e}"))?;
         return system_conf::parse_resolv_conf(text).map_err(|e| format!("cannot use {path}: {e}"));
-    };
+    }
     let server = |address: &SocketAddr| {
         let connections = [ConnectionConfig::udp(), ConnectionConfig::tcp()].map(|mut connection| {
             connection.port = address.port();
@@ -397,7 +398,7 @@ fn servers(config: &ResolverConfig) -> Result<(Servers, ResolverOpts), String> {
         Ok(name)
     });
     let search = search.collect::<Result<_, String>>()?;
-    let servers = Servers::from_parts(None, search, addresses.iter().map(server).collect());
+    let servers = Servers::from_parts(None, search, config.servers.iter().map(server).collect());
     let mut options = ResolverOpts::default();
     options.ndots = config.ndots;
     Ok((servers, options))

@@ -114,7 +114,7 @@ impl Server {
 
     fn config(&self) -> ResolverConfig {
         ResolverConfig {
-            servers: Some(vec![self.address]),
+            servers: vec![self.address],
             hosts: "/nonexistent".into(),
             min_ttl: Duration::from_millis(20),
             timeout: Duration::from_millis(600),
