@@ -49,7 +49,8 @@ pub fn receive(session: &mut Session, ctx: &mut Context) -> Result<()> {
     let limits = &settings.limits;
     ctx.exchange.listener = connection.listener().name().clone();
     ctx.exchange.scheme = scheme(connection);
-    ctx.exchange.request_id = request_id(&session.req_header().headers);
+    let seen = look_at(&session.req_header().headers);
+    ctx.exchange.request_id = if seen.claims { request_id(&session.req_header().headers) } else { new_request_id() };
     // Pingora frames the body by the head as it stands when it first looks: that has to be before anything changes it.
     session.is_body_empty();
     // The connection bounds how slowly a client may send or take; Pingora's own timer per read is not needed.
@@ -60,7 +61,6 @@ pub fn receive(session: &mut Session, ctx: &mut Context) -> Result<()> {
     let head = session.req_header_mut();
     let trusted = is_trusted(connection.peer, &settings.trusted_proxies);
     ctx.exchange.client = if trusted { connection.client_address(&head.headers) } else { connection.peer };
-    let seen = look_at(&head.headers);
     if head.headers.len() > limits.header_count as usize || seen.bytes > limits.header_size.get() as usize {
         return Err(Reason::HeadersTooLarge.into());
     }
@@ -125,7 +125,7 @@ struct Seen {
     bytes: usize,
     /// A name has an underscore.
     confusable: bool,
-    /// Some name is one that proxies say of clients, or looks like one.
+    /// Some name is one that proxies say of clients, or looks like one; `X-Request-Id` is among them.
     claims: bool,
     /// There is a `Connection` field.
     connection: bool,
@@ -159,6 +159,10 @@ pub fn request_id(headers: &HeaderMap) -> HeaderValue {
     if let Some(given) = headers.get(X_REQUEST_ID).filter(safe) {
         return given.clone();
     }
+    new_request_id()
+}
+
+fn new_request_id() -> HeaderValue {
     let millis = coarse_millis();
     let mut random = [0; 10];
     random[..8].copy_from_slice(&fastrand::u64(..).to_ne_bytes());

@@ -1,8 +1,8 @@
 //! The head of a backend's answer on its way to the client.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, PROXY_AUTHENTICATE, SET_COOKIE, TRANSFER_ENCODING, UPGRADE};
+use http::HeaderMap;
+use http::header::{CONNECTION, CONTENT_LENGTH, SET_COOKIE, TRANSFER_ENCODING, UPGRADE};
 use http::response::Parts;
-use http::{HeaderMap, HeaderName};
 use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 
@@ -11,8 +11,7 @@ use super::context::Context;
 
 /// What belongs to the origin's connection, and means nothing or worse on the client's (RFC 9110, section 7.6.1).
 /// `Transfer-Encoding` is not among them here: Pingora reads it to frame the body anew.
-const HOP_BY_HOP: [HeaderName; 3] =
-    [PROXY_AUTHENTICATE, HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection")];
+const HOP_BY_HOP: [&str; 3] = ["proxy-authenticate", "keep-alive", "proxy-connection"];
 
 /// The head of a backend's answer.
 pub fn head(session: &mut Session, head: &mut ResponseHeader, ctx: &mut Context) -> pingora::Result<()> {
@@ -72,7 +71,9 @@ fn drop_hop_by_hop(headers: &mut HeaderMap, upgraded: bool) {
         headers.remove(CONNECTION);
         headers.remove(UPGRADE);
     }
-    for name in &HOP_BY_HOP {
-        headers.remove(name);
+    if headers.keys().any(|name| HOP_BY_HOP.contains(&name.as_str())) {
+        for name in HOP_BY_HOP {
+            headers.remove(name);
+        }
     }
 }
