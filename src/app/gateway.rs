@@ -4,14 +4,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use arc_swap::ArcSwapOption;
 use pingora::connectors::http::Connector;
 use prometheus::Registry;
 use serde_json::json;
 
-use super::inspect;
+use super::{inspect, low_priority};
 use crate::config::watch::Watch;
 use crate::config::{Config, Loaded, Problems};
 use crate::control::admin::Views;
@@ -38,7 +38,7 @@ pub struct Gateway {
     revision: AtomicU64,
     watch: ArcSwapOption<Watch>,
     /// Health checks, name resolution and mirrored requests run here, so that they never take a worker's time.
-    _runtime: tokio::runtime::Runtime,
+    runtime: tokio::runtime::Runtime,
 }
 
 /// A configuration that has compiled whole, ready to be put into service.
@@ -101,7 +101,7 @@ impl Gateway {
             resolver,
             supervisor,
             watch: ArcSwapOption::empty(),
-            _runtime: runtime,
+            runtime,
         });
         gateway.telemetry.metrics().add_source(StateMetrics(Arc::downgrade(&gateway)));
         gateway.follow_upstreams();
@@ -110,7 +110,7 @@ impl Gateway {
 
     /// Loads the configuration again and puts it into service, all of it or nothing; returns its revision.
     pub fn reload(&self) -> Result<u64, Problems> {
-        let outcome = self.load_next().and_then(|generation| self.put_into_service(generation));
+        let outcome = low_priority::run(|| self.load_next()).and_then(|generation| self.put_into_service(generation));
         match &outcome {
             Ok(_) => self.telemetry.metrics().reload_succeeded(),
             Err(_) => self.telemetry.metrics().reload_failed(),
@@ -163,7 +163,8 @@ impl Gateway {
         }
         self.resolver.configure(generation.dns);
         let revision = generation.snapshot.revision;
-        self.published.publish(generation.snapshot);
+        let before = self.published.publish(generation.snapshot);
+        self.runtime.spawn(drop_when_unused(before));
         self.revision.store(revision, Ordering::Release);
         self.follow_upstreams();
         if let Some(watch) = self.watch.load().as_ref() {
@@ -268,6 +269,14 @@ fn collect_upstream(upstream: &Upstream, now: Moment, out: &mut Gathered) {
         };
         out.breaker_state(&status.name, state);
     }
+}
+
+/// Keeps a snapshot until the last request that runs on it has ended, so that no request has to take it apart.
+async fn drop_when_unused(snapshot: Arc<Snapshot>) {
+    while Arc::strong_count(&snapshot) > 1 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    let _ = tokio::task::spawn_blocking(move || drop(snapshot)).await;
 }
 
 fn placed(mut problems: Problems, loaded: &Loaded<Config>) -> Problems {

@@ -2,6 +2,7 @@
 
 mod gateway;
 mod inspect;
+mod low_priority;
 mod run;
 mod shutdown;
 mod systemd;

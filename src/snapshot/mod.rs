@@ -71,8 +71,9 @@ impl Published {
         self.0.load_full()
     }
 
-    /// Makes `snapshot` the one that new requests run on; running requests keep theirs.
-    pub fn publish(&self, snapshot: Snapshot) {
-        self.0.store(Arc::new(snapshot));
+    /// Makes `snapshot` the one that new requests run on; running requests keep theirs. Returns the one before: whoever
+    /// drops the last handle of it takes a whole configuration apart, and that should not be a request.
+    pub fn publish(&self, snapshot: Snapshot) -> Arc<Snapshot> {
+        self.0.swap(Arc::new(snapshot))
     }
 }
