@@ -79,6 +79,7 @@ impl Gateway {
             placed(problems, loaded)
         })?;
         telemetry.metrics().reload_succeeded();
+        warn(loaded);
 
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
@@ -145,6 +146,7 @@ impl Gateway {
         let dns = ResolverConfig::compile(&config.dns, "dns", &mut problems);
         match (snapshot, plan, problems.is_empty()) {
             (Some(snapshot), Some(telemetry), true) => {
+                warn(&loaded);
                 Ok(Generation { snapshot, telemetry, listeners, dns, files: inspect::referenced_files(&loaded) })
             }
             _ => Err(placed(problems, &loaded)),
@@ -231,7 +233,7 @@ impl Views for Gateway {
     }
 }
 
-/// State that is read at each scrape: health, breakers, connections, certificates.
+/// State that is read at each scrape: health, breakers, mirrors, DNS, connections, certificates.
 struct StateMetrics(std::sync::Weak<Gateway>);
 
 impl Source for StateMetrics {
@@ -241,6 +243,16 @@ impl Source for StateMetrics {
         for origin in gateway.published.current().origins.values() {
             collect_upstream(&origin.upstream, now, out);
         }
+        let copies = gateway.mirror.counters();
+        for (outcome, count) in
+            [("answered", &copies.answered), ("failed", &copies.failed), ("dropped", &copies.dropped)]
+        {
+            out.mirrored(outcome, count.load(Ordering::Relaxed));
+        }
+        let dns = gateway.resolver.counters();
+        let [resolutions, failures, denials] =
+            [&dns.resolutions, &dns.failures, &dns.denials].map(|count| count.load(Ordering::Relaxed));
+        out.dns(resolutions, failures, denials);
         for (name, listener) in &gateway.listeners {
             out.connections_active(name, listener.counters.active() as u64);
             out.connections_accepted(name, listener.counters.accepted());
@@ -277,6 +289,12 @@ async fn drop_when_unused(snapshot: Arc<Snapshot>) {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let _ = tokio::task::spawn_blocking(move || drop(snapshot)).await;
+}
+
+fn warn(loaded: &Loaded<Config>) {
+    for warning in &inspect::warnings(loaded).0 {
+        log::warn!("configuration: {warning}");
+    }
 }
 
 fn placed(mut problems: Problems, loaded: &Loaded<Config>) -> Problems {

@@ -38,10 +38,13 @@ pub fn schema() -> &'static serde_json::Value {
 
 /// `headgate check`: every problem of a configuration, as one text.
 pub fn check(path: &Path) -> Result<(), String> {
-    let problems = match Config::load(path, config_schema()) {
-        Err(problems) => problems,
-        Ok(loaded) => problems_of(&loaded),
+    let (problems, warnings) = match Config::load(path, config_schema()) {
+        Err(problems) => (problems, Problems::default()),
+        Ok(loaded) => (problems_of(&loaded), warnings(&loaded)),
     };
+    for warning in &warnings.0 {
+        println!("warning: {warning}");
+    }
     match problems.0.len() {
         0 => {
             println!("{}: no problems", path.display());
@@ -71,6 +74,25 @@ fn problems_of(loaded: &Loaded<Config>) -> Problems {
     loaded.sources.place_all(&mut problems);
     problems.sort();
     problems
+}
+
+/// What works as it is written, and is a risk that somebody should have decided to take.
+pub fn warnings(loaded: &Loaded<Config>) -> Problems {
+    let mut warnings = Problems::default();
+    for (name, upstream) in &loaded.config.upstreams {
+        if upstream.tls.as_ref().is_some_and(|tls| !tls.verify) {
+            let message = "nobody checks who answers: whoever is on the way to the origin can pretend to be it; \
+                           give its authority as `ca` instead";
+            warnings.add(format!("upstreams.{name}.tls.verify"), message);
+        }
+    }
+    if loaded.config.admin.allow_remote {
+        let message = "the admin listener has no authentication: whoever reaches it reads all metrics";
+        warnings.add("admin.allow_remote", message);
+    }
+    loaded.sources.place_all(&mut warnings);
+    warnings.sort();
+    warnings
 }
 
 /// What the configuration refers to outside of itself.

@@ -149,6 +149,8 @@ services:
     let mut mirrored: Vec<String> = shadow.received(5).await.into_iter().map(|request| request.target).collect();
     mirrored.sort();
     assert_eq!(mirrored, ["/0", "/1", "/2", "/3", "/4"]);
+    let answered = [("outcome", "answered")];
+    assert!(gateway.metric_becomes("headgate_mirrored_requests_total", &answered, |count| count == 5.0).await);
 }
 
 #[tokio::test]

@@ -29,6 +29,23 @@ fn check_reports_every_problem_at_once_with_place_and_suggestion() {
 }
 
 #[test]
+fn check_warns_of_what_works_and_is_a_risk() {
+    let scratch = Scratch::new();
+    let file = scratch.write(
+        "risky.yaml",
+        "listeners:\n  http: { address: 127.0.0.1:8080 }\nadmin: { address: 0.0.0.0:9080, allow_remote: true }\nupstreams:\n  orders:\n    \
+         targets: [{ address: 127.0.0.1:1 }]\n    tls: { verify: false }\n",
+    );
+    let output = headgate(&["check", "-c", file.to_str().unwrap()]);
+    let text = said(&output);
+    assert!(output.status.success(), "a warning is no problem: {text}");
+    let warnings: Vec<_> = text.lines().filter(|line| line.starts_with("warning: ")).collect();
+    assert_eq!(warnings.len(), 2, "{text}");
+    assert!(warnings[0].contains("risky.yaml:3") && warnings[0].contains("admin.allow_remote"), "{text}");
+    assert!(warnings[1].contains("risky.yaml:7") && warnings[1].contains("upstreams.orders.tls.verify"), "{text}");
+}
+
+#[test]
 fn check_accepts_every_configuration_of_the_project() {
     let conf = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf");
     let mut files = vec![conf.join("headgate.yaml")];

@@ -80,6 +80,7 @@ async fn while_the_dns_fails_the_last_good_answer_stays() {
     assert!(eventually(PATIENCE, || async { dns.questions() > asked + 2 }).await, "it goes on asking");
     assert!(answers(&gateway, "origin").await);
     assert!(gateway.logs("orders.shop.test").await, "and the log tells the operator");
+    assert!(gateway.metric("headgate_dns_failures_total", &[]).await >= 1.0);
 }
 
 #[tokio::test]

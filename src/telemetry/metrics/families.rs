@@ -54,6 +54,14 @@ families! {
         "1 if the target is given requests, 0 if it is taken out for its health.";
     BREAKER_STATE = "headgate_upstream_breaker_state", GAUGE, ["upstream"],
         "State of the circuit breaker: 0 closed, 1 half open, 2 open.";
+    MIRRORED = "headgate_mirrored_requests_total", COUNTER, ["outcome"],
+        "Copies of requests for mirrors: answered, failed, or dropped because too many were on their way.";
+    DNS_RESOLUTIONS = "headgate_dns_resolutions_total", COUNTER, [],
+        "Resolutions of the names of targets.";
+    DNS_FAILURES = "headgate_dns_failures_total", COUNTER, [],
+        "Resolutions to which the DNS gave no answer, or not a whole one.";
+    DNS_DENIALS = "headgate_dns_denials_total", COUNTER, [],
+        "Resolutions to which the DNS said that there is no such name, or that it has no address.";
     CONNECTIONS_ACTIVE = "headgate_connections_active", GAUGE, ["listener"],
         "Open connections of clients.";
     CONNECTIONS_ACCEPTED = "headgate_connections_accepted_total", COUNTER, ["listener"],
@@ -85,6 +93,17 @@ impl Gathered {
 
     pub fn breaker_state(&mut self, upstream: &str, state: BreakerState) {
         self.add(BREAKER_STATE, &[("upstream", upstream)], f64::from(state as u8));
+    }
+
+    /// `outcome` comes from a closed list of the mirror.
+    pub fn mirrored(&mut self, outcome: &'static str, count: u64) {
+        self.add(MIRRORED, &[("outcome", outcome)], count as f64);
+    }
+
+    pub fn dns(&mut self, resolutions: u64, failures: u64, denials: u64) {
+        self.add(DNS_RESOLUTIONS, &[], resolutions as f64);
+        self.add(DNS_FAILURES, &[], failures as f64);
+        self.add(DNS_DENIALS, &[], denials as f64);
     }
 
     pub fn connections_active(&mut self, listener: &str, count: u64) {
