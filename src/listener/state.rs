@@ -288,10 +288,10 @@ impl ListenerState {
     /// that are idle, or become it, close after a short while. Called again it does nothing.
     pub fn begin_drain(&self) {
         if self.drain.started.set(Instant::now()).is_ok() {
-            log::info!("listener {}: draining", self.name);
             self.drain.stage.store(DRAINING, Ordering::Release);
             self.drain.shutdown.send_replace(true);
             self.drain.changed.notify_waiters();
+            log::info!("listener {}: draining", self.name);
         }
     }
 

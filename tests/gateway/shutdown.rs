@@ -59,7 +59,7 @@ async fn connections_are_told_to_close_while_draining() {
     client.send(Call::get("/slow").bytes()).await.unwrap();
     origin.received(1).await;
     gateway.signal(libc::SIGTERM);
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(gateway.logs(": draining").await);
     feed.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
     drop(feed);
     let answer = client.answer().await.expect("the request was accepted, so it is answered");
@@ -103,7 +103,7 @@ services: { all: { routes: { all: { match: { path_prefix: / }, backend: { upstre
     let (answer, _sending) = client.open(request, true).await.unwrap();
     origin.received(1).await;
     gateway.signal(libc::SIGTERM);
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(gateway.logs(": draining").await);
     feed.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
     drop(feed);
     let answer = collect(answer.await.expect("the stream was accepted, so it is answered")).await.unwrap();
