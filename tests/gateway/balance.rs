@@ -96,26 +96,31 @@ async fn backups_serve_only_when_nobody_else_can() {
     assert_eq!(counts, BTreeMap::from([("b".to_owned(), 20)]));
 }
 
+/// A gateway that splits between the origins `stable` and `canary`.
+async fn split(split: &str) -> (Gateway, [Origin; 2]) {
+    let [stable, canary] = [Origin::named("stable").await, Origin::named("canary").await];
+    let yaml = format!(
+        "
+upstreams:
+  stable: {{ targets: [{{ address: '{{{{stable}}}}' }}] }}
+  canary: {{ targets: [{{ address: '{{{{canary}}}}' }}] }}
+services: {{ s: {{ routes: {{ all: {{ match: {{ path_prefix: / }}, backend: {{ split: {split} }} }} }} }} }}
+"
+    );
+    let builder = Gateway::builder(&yaml).with("stable", stable.address).with("canary", canary.address);
+    (builder.start().await, [stable, canary])
+}
+
 #[tokio::test]
 async fn a_split_follows_weights_and_its_cookie_sticks() {
-    let stable = Origin::named("stable").await;
-    let canary = Origin::named("canary").await;
-    let yaml = "
-upstreams:
-  stable: { targets: [{ address: '{{stable}}' }] }
-  canary: { targets: [{ address: '{{canary}}' }] }
-services:
-  s:
-    routes:
-      all:
-        match: { path_prefix: / }
-        backend:
-          split:
-            targets: [{ upstream: stable, weight: 80 }, { upstream: canary, weight: 20 }]
-            sticky: { cookie: variant }
+    let (gateway, _origins) = split(
+        "{
+            targets: [{ upstream: stable, weight: 80 }, { upstream: canary, weight: 20 }],
+            sticky: { cookie: variant },
             choose: [{ when: { header: { x-canary: always } }, upstream: canary }]
-";
-    let gateway = Gateway::builder(yaml).with("stable", stable.address).with("canary", canary.address).start().await;
+        }",
+    )
+    .await;
     let counts = spread(&gateway, 400, |_| Call::get("/")).await;
     assert!((30..=130).contains(&counts["canary"]), "{counts:?}");
     let forced = spread(&gateway, 20, |_| Call::get("/").header("X-Canary", "always")).await;
@@ -251,23 +256,13 @@ services: { s: { routes: { all: { match: { path_prefix: / }, backend: { upstream
 
 #[tokio::test]
 async fn a_cookie_chooses_a_side_of_a_split() {
-    let stable = Origin::named("stable").await;
-    let canary = Origin::named("canary").await;
-    let yaml = "
-upstreams:
-  stable: { targets: [{ address: '{{stable}}' }] }
-  canary: { targets: [{ address: '{{canary}}' }] }
-services:
-  s:
-    routes:
-      all:
-        match: { path_prefix: / }
-        backend:
-          split:
-            targets: [{ upstream: stable, weight: 100 }, { upstream: canary, weight: 0 }]
+    let (gateway, _origins) = split(
+        "{
+            targets: [{ upstream: stable, weight: 100 }, { upstream: canary, weight: 0 }],
             choose: [{ when: { cookie: { beta: 'yes' }, header: { x-team: blue } }, upstream: canary }]
-";
-    let gateway = Gateway::builder(yaml).with("stable", stable.address).with("canary", canary.address).start().await;
+        }",
+    )
+    .await;
     for (cookie, team, side) in [
         ("a=b; beta=yes", "blue", "canary"),
         ("beta=yes", "red", "stable"),
