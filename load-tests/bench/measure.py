@@ -1,6 +1,6 @@
-"""One sample: a gateway under load for some seconds, and the rounds that make many samples comparable."""
+"""One sample: a gateway under load for some seconds, and the order that makes many samples comparable."""
 
-import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 from . import load as loads
@@ -8,6 +8,9 @@ from . import peers, processes
 from .prepare import say
 
 WARM_UP = 2
+
+# Length of one sample where gateways take turns.
+SLICE = 1
 
 
 @dataclass(frozen=True)
@@ -22,15 +25,10 @@ class Sample:
     disturbed: float  # share of those cores that something else used
 
 
-def under_load(bench, gateway, load):
-    loads.run(load, bench, gateway, WARM_UP)
-    return sample(bench, gateway, load)
-
-
 def sample(bench, gateway, load):
-    started, cpu, busy = time.monotonic(), processes.cpu_seconds(gateway.pid), processes.busy_seconds(gateway.cores)
-    counted = loads.run(load, bench, gateway, bench.seconds)
-    wall = (time.monotonic() - started) * len(gateway.cores)
+    cpu, busy = processes.cpu_seconds(gateway.pid), processes.busy_seconds(gateway.cores)
+    counted = loads.run(load, bench, gateway, SLICE)
+    wall = counted.seconds * len(gateway.cores)
     cpu = processes.cpu_seconds(gateway.pid) - cpu
     busy = processes.busy_seconds(gateway.cores) - busy
     # Where load and gateway share their cores there is no telling what else ran there.
@@ -45,6 +43,39 @@ def sample(bench, gateway, load):
         errors=counted.failed,
         disturbed=max(busy - cpu, 0) / wall if apart else 0.0,
     )
+
+
+def alternate(bench, contestants, load_of):
+    """All contestants run at once, and one after the other is under load for a second, again and again.
+
+    On a shared machine the speed of a core changes by half within seconds. What two gateways did within two neighbouring
+    seconds can be compared, and of many such pairs the median is steady. The others are idle meanwhile.
+
+    Returns ({label: [sample of each turn]}, {label: why there is none}).
+    """
+    samples = {contestant.label: [] for contestant in contestants}
+    absent = {c.label: bench.missing[c.peer] for c in contestants if c.peer in bench.missing}
+    with ExitStack() as stack:
+        gateways = []
+        for contestant in contestants:
+            if contestant.label in absent:
+                continue
+            try:
+                gateway = stack.enter_context(peers.running(contestant, bench.origin, bench.peer_cores(contestant.workers)))
+            except peers.PeerFailed as why:
+                say(f"{contestant.label}: {why}")
+                absent[contestant.label] = str(why)
+                continue
+            gateways.append((gateway, load_of(contestant)))
+        for gateway, load in gateways:
+            loads.run(load, bench, gateway, WARM_UP)
+        turns = bench.rounds * bench.seconds
+        say(f"{turns} turns of {', '.join(gateway.contestant.label for gateway, _ in gateways)}")
+        for turn in range(turns):
+            # There and back, so that nobody always follows the same neighbour.
+            for gateway, load in gateways if turn % 2 == 0 else reversed(gateways):
+                samples[gateway.contestant.label].append(sample(bench, gateway, load))
+    return samples, absent
 
 
 def interleave(bench, contestants, measure):

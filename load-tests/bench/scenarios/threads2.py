@@ -1,7 +1,7 @@
 """Does a second worker help, or do the two wait for each other?"""
 
 from ..load import Load
-from ..measure import interleave, under_load
+from ..measure import alternate
 from ..peers import Contestant
 from ..report import THROUGHPUT, Report
 
@@ -15,7 +15,7 @@ def run(bench):
         for workers in (1, 2)
     ]
     load = Load("bare", connections=64)
-    samples, absent = interleave(bench, contestants, lambda gateway: under_load(bench, gateway, load))
+    samples, absent = alternate(bench, contestants, lambda _: load)
     report = Report("threads2", ABOUT, THROUGHPUT, samples, absent)
     report.notes.append("CPU per request is what tells: waiting for a shared lock or cache line would raise it with two workers.")
     return report
