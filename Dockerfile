@@ -6,18 +6,17 @@
 #   docker run -p 8080:8080 -v ./my.yaml:/etc/headgate/headgate.yaml:ro headgate
 
 FROM rust:1-bookworm AS build
-RUN apt-get update && apt-get install -y --no-install-recommends cmake && rm -rf /var/lib/apt/lists/*
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends cmake nginx-light nghttp2-client openssl python3 wrk \
+    && rm -rf /var/lib/apt/lists/*
+RUN rustup component add llvm-tools
 WORKDIR /src
-COPY Cargo.toml Cargo.lock ./
-# Dependencies alone first, so that a change of ours does not build them again.
-RUN mkdir src && echo 'fn main() {}' > src/main.rs && touch src/lib.rs \
-    && cargo build --release --locked && rm -rf src
 COPY . .
-RUN touch src/main.rs src/lib.rs && cargo build --release --locked --bin headgate && mkdir /runtime
+RUN scripts/release && mkdir /runtime
 
 # glibc, CA certificates, a user `nonroot` (65532), and nothing to run but us.
 FROM gcr.io/distroless/cc-debian12:nonroot
-COPY --from=build /src/target/release/headgate /usr/local/bin/headgate
+COPY --from=build /src/target/dist/headgate /usr/local/bin/headgate
 COPY --from=build /src/conf /etc/headgate
 COPY --from=build --chown=nonroot:nonroot --chmod=700 /runtime /run/headgate
 EXPOSE 8080

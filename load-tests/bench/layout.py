@@ -10,5 +10,6 @@ TARGET = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
 VENV = TARGET / "bench-venv"
 RESULTS = TARGET / "bench"
 RUN = RESULTS / "run"
-HEADGATE = TARGET / "release" / "headgate"
+# What scripts/release makes. Another is measured by naming it.
+HEADGATE = Path(os.environ.get("HEADGATE", TARGET / "dist" / "headgate")).absolute()
 EXAMPLE = TARGET / "release" / "examples" / "bare_pingora"

@@ -19,7 +19,7 @@ COMMANDS = {
     "nginx": "nginx -e stderr -p {folder} -c {config}",
     "haproxy": "haproxy -db -f {config}",
     "envoy": "envoy -c {config} --concurrency {workers} --disable-hot-restart --log-level error",
-    "headgate": f"{HEADGATE} run -c {{config}}",
+    "headgate": "{binary} run -c {config}",
     "bare_pingora": f"{EXAMPLE} 127.0.0.1:{{port}} 127.0.0.1:{{origin}} {{workers}}",
 }
 
@@ -32,7 +32,8 @@ class PeerFailed(Exception):
 class Contestant:
     """One row of a table: a peer under one configuration.
 
-    `variables` fill the `@{name}` places of the configuration, beside port, admin, origin, workers and folder.
+    `variables` fill the `@{name}` places of the configuration, beside port, admin, origin, workers and folder; `binary`
+    among them is the gateway to run instead of the usual one.
     """
 
     label: str
@@ -70,13 +71,15 @@ class Gateway:
 
 
 @contextmanager
-def running(contestant, origin_port, cores):
-    """Starts the contestant, waits for its first 200, and ends it afterwards."""
+def running(contestant, origin_port, cores, keep=False):
+    """Starts the contestant, waits for its first 200, and ends it afterwards. `keep` leaves what its folder holds."""
     folder = RUN / contestant.label.replace(" ", "-").replace(",", "")
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    if not keep:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     port, admin = free_ports(2)
     variables = {"port": port, "admin": admin, "origin": origin_port, "workers": contestant.workers, "folder": folder}
+    variables["binary"] = HEADGATE
     variables |= contestant.variables
     config = folder / FILES.get(contestant.peer, "none")
     render(contestant, config, variables)

