@@ -30,11 +30,15 @@ pub fn compile(
     for (service_name, service) in &config.services {
         let path = format!("services.{service_name}");
         let filters = attach(Place::Service, &service.filters, &format!("{path}.filters"), problems);
+        // What the routes of a service have alike they share: with many routes, requests then find it in the cache.
+        let shared_name: Arc<str> = service_name.as_str().into();
+        let shared_chain = Arc::new(Chain::join(&[&gateway, &filters]));
         for (route_name, route) in &service.routes {
             let path = format!("{path}.routes.{route_name}");
             let own = attach(Place::Route, &route.filters, &format!("{path}.filters"), problems);
             let layers: [&[Attached]; 3] = [&gateway, &filters, &own];
-            let name = Arc::new(RouteName { service: service_name.as_str().into(), route: route_name.as_str().into() });
+            let chain = if own.is_empty() { shared_chain.clone() } else { Arc::new(Chain::join(&layers)) };
+            let name = Arc::new(RouteName { service: shared_name.clone(), route: route_name.as_str().into() });
             matches.push(written_match(service_name, service, route_name, route, &path));
             let backend = compile_backend_of(config, &route.backend, &origins, &format!("{path}.backend"), problems);
             let mirror = route.mirror.as_ref().and_then(|mirror| {
@@ -43,7 +47,7 @@ pub fn compile(
             });
             let Some(backend) = backend else { continue };
             let metrics = metrics.route(&name.service, &name.route);
-            routes.push(Route { name, chain: Chain::join(&layers), backend, mirror, metrics });
+            routes.push(Route { name, chain, backend, mirror, metrics });
         }
     }
     let written: Vec<_> = matches

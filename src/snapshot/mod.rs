@@ -32,7 +32,7 @@ pub struct Snapshot {
 /// One route, ready to run.
 pub struct Route {
     pub name: Arc<RouteName>,
-    pub chain: Chain,
+    pub chain: Arc<Chain>,
     pub backend: Backend,
     pub mirror: Option<MirrorTo>,
     pub metrics: Arc<RouteMetrics>,

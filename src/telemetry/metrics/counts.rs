@@ -17,11 +17,12 @@ pub const BOUNDS: [u64; 16] = [
 
 /// A histogram of durations.
 #[derive(Default)]
+#[repr(C)]
 pub struct Durations {
-    /// Not cumulative; the last one has no bound.
-    buckets: [AtomicU64; BOUNDS.len() + 1],
     /// Nanoseconds would overflow after 584 years, which ten thousand WebSockets have lived through in three weeks.
     sum_micros: AtomicU64,
+    /// Not cumulative; the last one has no bound. Here after the sum, so that short durations stay near to it.
+    buckets: [AtomicU64; BOUNDS.len() + 1],
 }
 
 /// All shards of a histogram added up.
@@ -55,7 +56,7 @@ impl Durations {
 /// combinations, the commonest first: a list that grows in place costs a fraction of a table of them all.
 #[derive(Default)]
 pub struct Requests {
-    slots: [Slot; 6],
+    slots: [Slot; 3],
     more: OnceLock<Box<Requests>>,
 }
 
