@@ -60,7 +60,7 @@ pub struct Resolved {
     pub tier: u8,
 }
 
-/// How names are resolved: what the configuration says of the DNS, and the files of the system.
+/// How names are resolved: what [`Dns`] says, and the files of the system.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ResolverConfig {
     pub servers: Vec<SocketAddr>,
@@ -74,28 +74,6 @@ pub struct ResolverConfig {
     pub max_ttl: Duration,
     pub stale: Duration,
     pub timeout: Duration,
-}
-
-impl From<&Dns> for ResolverConfig {
-    fn from(dns: &Dns) -> Self {
-        ResolverConfig {
-            servers: dns.servers.iter().map(|server| server.0).collect(),
-            search: dns.search.clone(),
-            ndots: dns.ndots,
-            resolv_conf: "/etc/resolv.conf".into(),
-            hosts: "/etc/hosts".into(),
-            min_ttl: dns.min_ttl.get(),
-            max_ttl: dns.max_ttl.get(),
-            stale: dns.stale.get(),
-            timeout: dns.timeout.get(),
-        }
-    }
-}
-
-impl Default for ResolverConfig {
-    fn default() -> Self {
-        Self::from(&Dns::default())
-    }
 }
 
 /// Counts over all names since the start.
@@ -387,7 +365,17 @@ impl Inner {
 impl ResolverConfig {
     /// Reports what cannot work. `path` is the place in the document.
     pub fn compile(dns: &Dns, path: &str, problems: &mut Problems) -> ResolverConfig {
-        let config = ResolverConfig::from(dns);
+        let config = ResolverConfig {
+            servers: dns.servers.iter().map(|server| server.0).collect(),
+            search: dns.search.clone(),
+            ndots: dns.ndots,
+            resolv_conf: "/etc/resolv.conf".into(),
+            hosts: "/etc/hosts".into(),
+            min_ttl: dns.min_ttl.get(),
+            max_ttl: dns.max_ttl.get(),
+            stale: dns.stale.get(),
+            timeout: dns.timeout.get(),
+        };
         if config.min_ttl < LEAST_TTL {
             problems.add(format!("{path}.min_ttl"), format!("needs at least {}", units::Duration(LEAST_TTL)));
         }

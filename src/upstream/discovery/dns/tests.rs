@@ -10,6 +10,12 @@ use tokio::sync::mpsc;
 
 use super::*;
 
+impl Default for ResolverConfig {
+    fn default() -> Self {
+        Self::compile(&Dns::default(), "dns", &mut Problems::default())
+    }
+}
+
 /// How the fake server treats a question.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Mood {
