@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
-use crate::support::dns::{Dns, a, srv};
+use crate::support::dns::{Mood, Server, a, srv};
 use crate::support::*;
 
 const NAME: &str = "orders.shop.test.";
@@ -20,7 +20,7 @@ services: {{ s: {{ routes: {{ all: {{ match: {{ path_prefix: / }}, backend: {{ u
     )
 }
 
-fn asks(dns: &Dns) -> String {
+fn asks(dns: &Server) -> String {
     format!("{{ servers: ['{}'], min_ttl: {TTL}, stale: 0s }}", dns.address)
 }
 
@@ -45,7 +45,7 @@ async fn beside(origin: &Origin, name: &'static str) -> Origin {
 async fn a_name_is_followed_when_its_address_changes() {
     let first = Origin::named("first").await;
     let second = beside(&first, "second").await;
-    let dns = Dns::start(vec![a(NAME, first.address.ip())]).await;
+    let dns = Server::start(vec![a(NAME, first.address.ip())]).await;
     let target = format!("orders.shop.test:{}", first.address.port());
     let gateway = Gateway::start(&yaml(&target, &asks(&dns))).await;
     assert!(answers(&gateway, "first").await);
@@ -57,7 +57,7 @@ async fn a_name_is_followed_when_its_address_changes() {
 async fn every_address_of_a_name_gets_its_share() {
     let first = Origin::named("first").await;
     let second = beside(&first, "second").await;
-    let dns = Dns::start(vec![a(NAME, first.address.ip()), a(NAME, second.address.ip())]).await;
+    let dns = Server::start(vec![a(NAME, first.address.ip()), a(NAME, second.address.ip())]).await;
     let target = format!("orders.shop.test:{}", first.address.port());
     let gateway = Gateway::start(&yaml(&target, &asks(&dns))).await;
     assert!(eventually(PATIENCE, || async { gateway.get("/").await.status == 200 }).await);
@@ -71,13 +71,13 @@ async fn every_address_of_a_name_gets_its_share() {
 #[tokio::test]
 async fn while_the_dns_fails_the_last_good_answer_stays() {
     let origin = Origin::named("origin").await;
-    let dns = Dns::start(vec![a(NAME, origin.address.ip())]).await;
+    let dns = Server::start(vec![a(NAME, origin.address.ip())]).await;
     let target = format!("orders.shop.test:{}", origin.address.port());
     let gateway = Gateway::start(&yaml(&target, &asks(&dns))).await;
     assert!(answers(&gateway, "origin").await);
-    dns.fail(true);
-    let asked = dns.questions();
-    assert!(eventually(PATIENCE, || async { dns.questions() > asked + 2 }).await, "it goes on asking");
+    dns.feel(Mood::Fails);
+    let asked = dns.asked().len();
+    assert!(eventually(PATIENCE, || async { dns.asked().len() > asked + 2 }).await, "it goes on asking");
     assert!(answers(&gateway, "origin").await);
     assert!(gateway.logs("orders.shop.test").await, "and the log tells the operator");
     assert!(gateway.metric("headgate_dns_failures_total", &[]).await >= 1.0);
@@ -86,8 +86,9 @@ async fn while_the_dns_fails_the_last_good_answer_stays() {
 #[tokio::test]
 async fn a_name_that_is_denied_for_longer_than_stale_has_no_target() {
     let origin = Origin::named("origin").await;
-    let dns = Dns::start(vec![a(NAME, origin.address.ip())]).await;
+    let dns = Server::start(vec![a(NAME, origin.address.ip())]).await;
     let target = format!("orders.shop.test:{}", origin.address.port());
+    dns.forget_denials();
     let mut gateway = Gateway::start(&yaml(&target, &asks(&dns))).await;
     assert!(answers(&gateway, "origin").await);
 
@@ -95,8 +96,8 @@ async fn a_name_that_is_denied_for_longer_than_stale_has_no_target() {
     let patient = format!("{{ servers: ['{}'], min_ttl: {TTL}, stale: 1h }}", dns.address);
     assert_eq!(gateway.reload(&yaml(&target, &patient)).await.status, 200);
     dns.set(Vec::new());
-    let asked = dns.questions();
-    assert!(eventually(PATIENCE, || async { dns.questions() > asked + 2 }).await);
+    let asked = dns.asked().len();
+    assert!(eventually(PATIENCE, || async { dns.asked().len() > asked + 2 }).await);
     assert!(answers(&gateway, "origin").await);
 
     assert_eq!(gateway.reload(&yaml(&target, &asks(&dns))).await.status, 200);
@@ -116,7 +117,7 @@ async fn srv_records_name_port_weight_and_rank() {
         }
         records
     };
-    let dns = Dns::start(hosts(&[(&light, 10, 1), (&heavy, 10, 3), (&spare, 20, 100)])).await;
+    let dns = Server::start(hosts(&[(&light, 10, 1), (&heavy, 10, 3), (&spare, 20, 100)])).await;
     let gateway = Gateway::start(&yaml("srv:_orders._tcp.shop.test", &asks(&dns))).await;
     assert!(eventually(PATIENCE, || async { gateway.get("/").await.status == 200 }).await);
     let before = (light.count(), heavy.count());
@@ -133,10 +134,10 @@ async fn srv_records_name_port_weight_and_rank() {
 async fn a_reload_with_another_dns_server_asks_that_one_at_once() {
     let first = Origin::named("first").await;
     let second = beside(&first, "second").await;
-    let one = Dns::start(vec![a(NAME, first.address.ip())]).await;
-    let other = Dns::start(vec![a(NAME, second.address.ip())]).await;
+    let one = Server::start(vec![a(NAME, first.address.ip())]).await;
+    let other = Server::start(vec![a(NAME, second.address.ip())]).await;
     let target = format!("orders.shop.test:{}", first.address.port());
-    let slow = |dns: &Dns| format!("{{ servers: ['{}'], min_ttl: 1h }}", dns.address);
+    let slow = |dns: &Server| format!("{{ servers: ['{}'], min_ttl: 1h }}", dns.address);
     let mut gateway = Gateway::start(&yaml(&target, &slow(&one))).await;
     assert!(answers(&gateway, "first").await);
     assert_eq!(gateway.reload(&yaml(&target, &slow(&other))).await.status, 200);
@@ -146,15 +147,15 @@ async fn a_reload_with_another_dns_server_asks_that_one_at_once() {
 #[tokio::test]
 async fn names_resolve_before_the_first_request_and_never_delay_one() {
     let origin = Origin::named("origin").await;
-    let dns = Dns::start(vec![a(NAME, origin.address.ip())]).await;
-    dns.fail(true);
+    let dns = Server::start(vec![a(NAME, origin.address.ip())]).await;
+    dns.feel(Mood::Fails);
     let target = format!("orders.shop.test:{}", origin.address.port());
     let gateway = Gateway::start(&yaml(&target, &asks(&dns))).await;
     let asked = std::time::Instant::now();
     let answer = gateway.get("/").await;
     assert_eq!(answer.status, 503, "a target without address is none");
     assert!(asked.elapsed() < Duration::from_secs(5), "nobody waits for the DNS");
-    dns.fail(false);
+    dns.feel(Mood::Answers);
     assert!(answers(&gateway, "origin").await);
 }
 

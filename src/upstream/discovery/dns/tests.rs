@@ -1,13 +1,13 @@
-use std::collections::HashSet;
+#[allow(dead_code, reason = "the black-box tests use the rest")]
+mod server;
+
 use std::time::Instant;
 
-use hickory_resolver::proto::op::{Message, OpCode, ResponseCode};
 use hickory_resolver::proto::rr::rdata::{A, AAAA, SRV};
 use hickory_resolver::proto::rr::{Name as DnsName, RData, Record, RecordType};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, UdpSocket};
 use tokio::sync::mpsc;
 
+use self::server::{Mood, Server, record};
 use super::*;
 
 impl Default for ResolverConfig {
@@ -16,108 +16,7 @@ impl Default for ResolverConfig {
     }
 }
 
-/// How the fake server treats a question.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-enum Mood {
-    Answers,
-    Fails,
-    Silent,
-    Garbage,
-    Truncates,
-}
-
-/// A DNS server on a free port, with a zone that tests change while it runs.
-#[derive(Clone)]
-struct Server {
-    address: SocketAddr,
-    zone: Arc<Mutex<Zone>>,
-}
-
-struct Zone {
-    records: Vec<Record>,
-    mood: Mood,
-    /// Questions of this kind fail, whatever the mood.
-    failing: HashSet<(String, RecordType)>,
-    asked: Vec<(String, RecordType)>,
-}
-
 impl Server {
-    async fn start(records: Vec<Record>) -> Self {
-        let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = tcp.local_addr().unwrap();
-        let udp = UdpSocket::bind(address).await.unwrap();
-        let zone = Zone { records, mood: Mood::Answers, failing: HashSet::new(), asked: Vec::new() };
-        let server = Server { address, zone: Arc::new(Mutex::new(zone)) };
-        let over_udp = server.clone();
-        tokio::spawn(async move {
-            let mut packet = [0; 2048];
-            while let Ok((length, client)) = udp.recv_from(&mut packet).await {
-                if let Some(answer) = over_udp.answer(&packet[..length], true) {
-                    let _ = udp.send_to(&answer, client).await;
-                }
-            }
-        });
-        let over_tcp = server.clone();
-        tokio::spawn(async move {
-            while let Ok((mut socket, _)) = tcp.accept().await {
-                while let Ok(length) = socket.read_u16().await {
-                    let mut packet = vec![0; length.into()];
-                    if socket.read_exact(&mut packet).await.is_err() {
-                        break;
-                    }
-                    let Some(answer) = over_tcp.answer(&packet, false) else { break };
-                    let _ = socket.write_u16(answer.len() as u16).await;
-                    let _ = socket.write_all(&answer).await;
-                }
-            }
-        });
-        server
-    }
-
-    fn answer(&self, packet: &[u8], udp: bool) -> Option<Vec<u8>> {
-        let question = Message::from_vec(packet).ok()?;
-        let query = question.queries.first()?.clone();
-        let name = query.name().to_string();
-        let mut zone = lock(&self.zone);
-        zone.asked.push((name.clone(), query.query_type()));
-        let mut answer = Message::response(question.metadata.id, OpCode::Query);
-        answer.metadata.recursion_available = true;
-        answer.add_query(query.clone());
-        let fails = zone.failing.contains(&(name, query.query_type()));
-        match zone.mood {
-            Mood::Silent => return None,
-            Mood::Garbage => return Some(b"\xff\x00no DNS here".to_vec()),
-            _ if fails => answer.metadata.response_code = ResponseCode::ServFail,
-            Mood::Fails => answer.metadata.response_code = ResponseCode::ServFail,
-            Mood::Truncates if udp => answer.metadata.truncation = true,
-            Mood::Answers | Mood::Truncates => {
-                let named = |record: &&Record| record.name == *query.name();
-                if !zone.records.iter().any(|r| named(&r)) {
-                    answer.metadata.response_code = ResponseCode::NXDomain;
-                }
-                let found = zone.records.iter().filter(named).filter(|r| r.record_type() == query.query_type());
-                answer.add_answers(found.cloned());
-            }
-        }
-        answer.to_vec().ok()
-    }
-
-    fn set(&self, records: Vec<Record>) {
-        lock(&self.zone).records = records;
-    }
-
-    fn feel(&self, mood: Mood) {
-        lock(&self.zone).mood = mood;
-    }
-
-    fn fail(&self, name: &str, kind: RecordType) {
-        lock(&self.zone).failing.insert((name.into(), kind));
-    }
-
-    fn times_asked(&self, name: &str) -> usize {
-        lock(&self.zone).asked.iter().filter(|(asked, _)| asked == name).count()
-    }
-
     fn config(&self) -> ResolverConfig {
         ResolverConfig {
             servers: vec![self.address],
@@ -131,10 +30,6 @@ impl Server {
     fn resolver(&self) -> Resolver {
         Resolver::new(self.config(), Handle::current())
     }
-}
-
-fn record(name: &str, ttl: u32, data: RData) -> Record {
-    Record::from_rdata(DnsName::from_ascii(name).unwrap(), ttl, data)
 }
 
 fn a(name: &str, ttl: u32, last: u8) -> Record {
@@ -383,7 +278,7 @@ async fn addresses_localhost_and_the_hosts_file_need_no_server() {
     let server = Server::start(Vec::new()).await;
     let local = once(&server.resolver(), "localhost:80").await.unwrap();
     assert_eq!(addresses(&local), ["127.0.0.1:80", "[::1]:80"]);
-    assert_eq!(lock(&server.zone).asked, [], "localhost never goes to the DNS (RFC 6761)");
+    assert_eq!(server.asked(), [], "localhost never goes to the DNS (RFC 6761)");
 }
 
 #[tokio::test]
