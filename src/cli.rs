@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::config::units::Timestamp;
 use crate::{app, demo_origin};
 
 /// An API gateway and AI gateway in one binary.
@@ -48,6 +49,12 @@ enum Command {
         #[command(flatten)]
         config: ConfigPath,
     },
+    /// Make API keys, or hash those from elsewhere.
+    #[command(subcommand)]
+    Key(Key),
+    /// Hash passwords for `basic_auth`.
+    #[command(subcommand)]
+    Password(Password),
     /// Serve a small origin that answers with what it received, to try things out.
     DemoOrigin {
         /// Where to listen.
@@ -59,6 +66,41 @@ enum Command {
     },
     /// Print the version and what it was built with.
     Version,
+}
+
+#[derive(Subcommand)]
+enum Key {
+    /// Make a key and show it, once, with the hash that the configuration keeps of it.
+    ///
+    /// Makes the pepper that keys the hashes if the configuration names a file that is not there yet.
+    Create {
+        /// The consumer it is for.
+        consumer: String,
+        /// When it ends: a date such as 2027-06-30, or 2027-06-30T12:00:00Z.
+        #[arg(long)]
+        expires: Option<Timestamp>,
+        /// Print key and hash as JSON.
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        config: ConfigPath,
+    },
+    /// Read a key that another gateway has made from the standard input, and show its hash.
+    Hash {
+        /// The consumer it belongs to.
+        consumer: String,
+        /// When it ends: a date such as 2027-06-30, or 2027-06-30T12:00:00Z.
+        #[arg(long)]
+        expires: Option<Timestamp>,
+        #[command(flatten)]
+        config: ConfigPath,
+    },
+}
+
+#[derive(Subcommand)]
+enum Password {
+    /// Read a password from the standard input, and show its argon2id hash.
+    Hash,
 }
 
 #[derive(Args)]
@@ -79,6 +121,11 @@ pub fn main() -> ExitCode {
             Ok(())
         }
         Command::Upgrade { config } => app::upgrade::replace_running(&config.config),
+        Command::Key(Key::Create { consumer, expires, json, config }) => {
+            app::keys::create(&config.config, &consumer, expires, json)
+        }
+        Command::Key(Key::Hash { consumer, expires, config }) => app::keys::hash(&config.config, &consumer, expires),
+        Command::Password(Password::Hash) => app::keys::hash_password(),
         Command::DemoOrigin { address, name } => demo_origin::run(address, name),
         Command::Version => {
             println!("{}", version());

@@ -5,6 +5,8 @@
 use std::borrow::Cow;
 use std::fmt;
 
+use http::{HeaderName, HeaderValue};
+
 /// Who has to change something for the request to succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -53,7 +55,13 @@ reasons! {
     /// The path has no single canonical form.
     BadPath = "bad_path", 400, Client, "Ambiguous path", "http_request_error";
     BadHost = "bad_host", 400, Client, "Bad host", "http_request_error";
+    /// The route wants to know who calls, and the request does not say.
+    Unauthenticated = "unauthenticated", 401, Client, "Authentication required", "http_request_denied";
+    /// The request says who calls, and it is not true or true no more.
+    InvalidCredentials = "invalid_credentials", 401, Client, "Invalid credentials", "http_request_denied";
     Forbidden = "forbidden", 403, Client, "Forbidden", "http_request_denied";
+    /// The service is for subscribers, and the caller has no approved subscription.
+    NotSubscribed = "not_subscribed", 403, Client, "No subscription", "http_request_denied";
     RouteNotFound = "route_not_found", 404, Client, "No such route", "http_request_denied";
     MethodNotAllowed = "method_not_allowed", 405, Client, "Method not allowed", "http_request_denied";
     RequestTimeout = "request_timeout", 408, Client, "Request not completed in time", "http_request_error";
@@ -72,6 +80,8 @@ reasons! {
     UpstreamTls = "upstream_tls_failed", 502, Upstream, "TLS to the upstream failed", "tls_certificate_error";
     UpstreamReset = "upstream_reset", 502, Upstream, "Upstream closed the connection", "connection_terminated";
     UpstreamProtocol = "upstream_protocol", 502, Upstream, "Upstream sent an invalid answer", "http_protocol_error";
+    /// Whoever knows about the caller's credentials cannot be asked.
+    AuthorityUnavailable = "authority_unavailable", 503, Gateway, "Credentials cannot be verified now", "destination_unavailable";
     NoHealthyTarget = "no_healthy_target", 503, Upstream, "No healthy target", "destination_unavailable";
     CircuitOpen = "circuit_open", 503, Upstream, "Circuit breaker open", "destination_unavailable";
     UpstreamOverloaded = "upstream_overloaded", 503, Upstream, "Upstream at its limit of requests in flight", "connection_limit_reached";
@@ -85,17 +95,33 @@ pub struct Error {
     pub reason: Reason,
     /// What the caller may be told beyond the title; never internals.
     pub detail: Option<Cow<'static, str>>,
+    /// Headers of the answer, such as `WWW-Authenticate` or `Retry-After`.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// Further members of the problem document (RFC 9457, section 3.2).
+    pub members: Vec<(&'static str, serde_json::Value)>,
 }
 
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     pub fn new(reason: Reason) -> Self {
-        Error { reason, detail: None }
+        Error { reason, detail: None, headers: Vec::new(), members: Vec::new() }
     }
 
     pub fn with(reason: Reason, detail: impl Into<Cow<'static, str>>) -> Self {
-        Error { reason, detail: Some(detail.into()) }
+        Error { detail: Some(detail.into()), ..Error::new(reason) }
+    }
+
+    /// Adds a header to the answer.
+    pub fn header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
+    }
+
+    /// Adds a member to the problem document.
+    pub fn member(mut self, name: &'static str, value: impl Into<serde_json::Value>) -> Self {
+        self.members.push((name, value.into()));
+        self
     }
 }
 

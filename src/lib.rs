@@ -3,6 +3,7 @@
 //! - [`error`]: the one error and its closed list of reasons.
 //! - [`config`]: what the user wrote; strict, documented, without behaviour.
 //! - [`routing`]: from host, path and predicates to a route.
+//! - [`identity`]: consumers, and what they are found by.
 //! - [`upstream`]: the origin side: targets, balance, health, retries.
 //! - [`filters`]: one policy each, in one ordered registry.
 //! - [`snapshot`]: the immutable compiled form of a configuration that requests run on.
@@ -21,6 +22,7 @@ pub mod control;
 pub mod demo_origin;
 pub mod error;
 pub mod filters;
+pub mod identity;
 pub mod listener;
 pub mod proxy;
 pub mod routing;

@@ -8,6 +8,9 @@
 //! | `${request.original_target}` | path and query as the client sent them |
 //! | `${request.header.NAME}` | all values of a header, joined by `, ` |
 //! | `${request.query.NAME}` `${request.cookie.NAME}` | the first value of that name, as it was sent |
+//! | `${consumer}` `${consumer.team}` `${consumer.label.NAME}` | who calls, once a filter has found out |
+//! | `${credential}` `${anonymous}` | kind and id of what it proved that with; `true` if it proved nothing and was let in |
+//! | `${claim.NAME}` | what its token says; nested ones with dots, lists joined by `,` |
 //! | `${path.NAME}` | what the `{NAME}` of the route's path matched |
 //! | `${client.address}` | the client's IP address, behind trusted proxies |
 //! | `${scheme}` `${host}` `${port}` `${listener}` | where the request came in |
@@ -66,6 +69,8 @@ macro_rules! variables {
             RequestCookie(String),
             PathCapture(String),
             ResponseHeader(HeaderName),
+            ConsumerLabel(String),
+            Claim(String),
         }
 
         const WORDS: &[&str] = &[$($word,)* "hostname"];
@@ -90,6 +95,10 @@ variables! {
     RequestBytes = "request.bytes",
     ResponseBytes = "response.bytes",
     ClientAddress = "client.address",
+    Consumer = "consumer",
+    ConsumerTeam = "consumer.team",
+    Credential = "credential",
+    Anonymous = "anonymous",
     Scheme = "scheme",
     Host = "host",
     Port = "port",
@@ -109,7 +118,8 @@ variables! {
 }
 
 /// What comes before the parameter of a variable that has one.
-const FAMILIES: &[&str] = &["request.header.", "request.query.", "request.cookie.", "path.", "response.header."];
+const FAMILIES: &[&str] =
+    &["request.header.", "request.query.", "request.cookie.", "path.", "response.header.", "consumer.label.", "claim."];
 
 impl Template {
     /// Compiles a text. The error names what is wrong and, where one is near, the variable that was meant.
@@ -150,6 +160,11 @@ impl Template {
             [Part::Literal(text)] => Some(text),
             _ => None,
         }
+    }
+
+    /// Whether the text is the consumer's name and nothing else.
+    pub fn is_consumer(&self) -> bool {
+        self.parts == [Part::Variable(Variable::Consumer)]
     }
 
     /// The names used as `${path.NAME}`, for comparison with those that a route's path captures.
@@ -229,6 +244,8 @@ fn with_parameter(name: &str) -> Result<Variable, String> {
         "response.header." => Variable::ResponseHeader(header()?),
         "request.query." => Variable::RequestQueryOf(parameter.to_owned()),
         "request.cookie." => Variable::RequestCookie(parameter.to_owned()),
+        "consumer.label." => Variable::ConsumerLabel(parameter.to_owned()),
+        "claim." => Variable::Claim(parameter.to_owned()),
         _ => Variable::PathCapture(parameter.to_owned()),
     })
 }
@@ -408,6 +425,28 @@ impl Variable {
             Variable::RequestCookie(name) => sink.named(name.as_bytes(), cookie(&request.headers, name)),
             Variable::PathCapture(name) => sink.optional(exchange.captures.get(name).map(str::as_bytes)),
             Variable::ClientAddress => sink.safe(|out| write_address(exchange.client, out)),
+            Variable::Consumer => sink.optional(exchange.consumer().map(|consumer| consumer.name().as_bytes())),
+            Variable::ConsumerTeam => {
+                let team = exchange.consumer().and_then(|consumer| consumer.team.as_ref());
+                sink.optional(team.map(|team| team.name.as_bytes()));
+            }
+            Variable::ConsumerLabel(name) => {
+                sink.optional(exchange.consumer().and_then(|consumer| consumer.label(name)).map(str::as_bytes));
+            }
+            Variable::Credential => match &exchange.identity {
+                Some(identity) if !identity.credential.kind.is_empty() => {
+                    sink.safe(|out| identity.credential.write(out));
+                }
+                _ => sink.absent(),
+            },
+            Variable::Anonymous => {
+                let anonymous = exchange.identity.as_ref().is_some_and(|identity| identity.anonymous);
+                sink.optional(anonymous.then_some(b"true"));
+            }
+            Variable::Claim(name) => {
+                let claims = exchange.identity.as_ref().and_then(|identity| identity.claims.as_ref());
+                sink.named(name.as_bytes(), claims.and_then(|claims| claims.text(name)).as_deref().map(str::as_bytes));
+            }
             Variable::Scheme => sink.safe(|out| out.push_str(exchange.scheme.as_str())),
             Variable::Host => sink.optional(Some(exchange.host.as_bytes())),
             Variable::Port => sink.integer(exchange.port),
@@ -557,6 +596,12 @@ mod tests {
             ("request.cookie.theme", "dark"),
             ("path.id", "7"),
             ("client.address", "2001:db8::1"),
+            ("consumer", "mobile"),
+            ("consumer.team", "apps"),
+            ("consumer.label.tier", "paying"),
+            ("credential", "api_key:00000000000000ff"),
+            ("anonymous", "true"),
+            ("claim.email", "a@example.com"),
             ("scheme", "https"),
             ("host", "api.example.com"),
             ("port", "8443"),
@@ -580,7 +625,7 @@ mod tests {
         assert_eq!(render("${time}", &scope).len(), 24);
         assert!(render("${time.unix}", &scope).parse::<u64>().unwrap() > 1_700_000_000);
         assert!(!render("${hostname}", &scope).is_empty());
-        let tested = 27 + 3;
+        let tested = 31 + 3;
         assert!(WORDS.len() <= tested, "a new variable needs a line above");
     }
 

@@ -6,13 +6,14 @@ use std::sync::OnceLock;
 
 use prometheus::Registry;
 
+use crate::config::service::Access;
 use crate::config::{
     Backend, Config, ConfigSchema, FilterSchema, Loaded, Problems, RouteMatch, nearest, process_environment,
 };
 use crate::filters::REGISTRY;
-use crate::filters::chain::{Chain, Place, attach};
+use crate::filters::chain::Place;
 use crate::listener::{self, ListenerState};
-use crate::snapshot::compile;
+use crate::snapshot::{Route, Snapshot, compile};
 use crate::telemetry::Plan;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::Surroundings;
@@ -40,7 +41,7 @@ pub fn schema() -> &'static serde_json::Value {
 pub fn check(path: &Path) -> Result<(), String> {
     let (problems, warnings) = match Config::load(path, config_schema()) {
         Err(problems) => (problems, Problems::default()),
-        Ok(loaded) => (problems_of(&loaded), warnings(&loaded)),
+        Ok(loaded) => (examine(&loaded).1, warnings(&loaded)),
     };
     for warning in &warnings.0 {
         println!("warning: {warning}");
@@ -57,14 +58,17 @@ pub fn check(path: &Path) -> Result<(), String> {
     }
 }
 
-/// What compiling finds, without taking anything into service.
-fn problems_of(loaded: &Loaded<Config>) -> Problems {
+/// What a configuration compiles to, and what compiling finds, without taking anything into service.
+fn examine(loaded: &Loaded<Config>) -> (Option<Snapshot>, Problems) {
     let config = &loaded.config;
     let mut problems = Problems::default();
-    match Metrics::new(Registry::new()) {
-        Ok(metrics) => drop(compile(config, around(loaded), &metrics, None, &mut problems)),
-        Err(error) => problems.add("(metrics)", error.to_string()),
-    }
+    let snapshot = match Metrics::new(Registry::new()) {
+        Ok(metrics) => compile(config, around(loaded), &metrics, None, &mut problems),
+        Err(error) => {
+            problems.add("(metrics)", error.to_string());
+            None
+        }
+    };
     for (name, listener) in &config.listeners {
         ListenerState::new(name, listener, &config.server.drain, &format!("listeners.{name}"), &mut problems);
     }
@@ -73,7 +77,7 @@ fn problems_of(loaded: &Loaded<Config>) -> Problems {
     ResolverConfig::compile(&config.dns, "dns", &mut problems);
     loaded.sources.place_all(&mut problems);
     problems.sort();
-    problems
+    (snapshot, problems)
 }
 
 /// What works as it is written, and is a risk that somebody should have decided to take.
@@ -143,10 +147,10 @@ pub fn referenced_files(loaded: &Loaded<Config>) -> Vec<PathBuf> {
 /// `headgate explain`: what one route does.
 pub fn explain(path: &Path, wanted: &str) -> Result<(), String> {
     let loaded = super::load(path)?;
-    let problems = problems_of(&loaded);
-    if !problems.is_empty() {
-        return Err(problems.to_string());
-    }
+    let snapshot = match examine(&loaded) {
+        (Some(snapshot), problems) if problems.is_empty() => snapshot,
+        (_, problems) => return Err(problems.to_string()),
+    };
     let config = &loaded.config;
     let all = config.services.iter().flat_map(|(service, written)| {
         written.routes.iter().map(move |(route, rule)| (format!("{service}/{route}"), service, written, rule))
@@ -169,11 +173,8 @@ pub fn explain(path: &Path, wanted: &str) -> Result<(), String> {
             return Err(format!("{wanted} names several routes; say which: {}", names.join(", ")));
         }
     };
-    let mut none = Problems::default();
-    let gateway = attach(Place::Gateway, &config.filters, "filters", &mut none);
-    let outer = attach(Place::Service, &service.filters, "filters", &mut none);
-    let inner = attach(Place::Route, &route.filters, "filters", &mut none);
-    let chain = Chain::join(&[&gateway, &outer, &inner]);
+    let is_it = |known: &&Route| format!("{}/{}", known.name.service, known.name.route) == *name;
+    let chain = snapshot.routes.iter().find(is_it).map(|route| route.chain.clone()).unwrap_or_default();
 
     let mut text = String::new();
     let _ = writeln!(text, "route    {name}");
@@ -185,6 +186,13 @@ pub fn explain(path: &Path, wanted: &str) -> Result<(), String> {
         rule.hosts = service.hosts.clone();
     }
     let _ = writeln!(text, "match    {}", describe(&rule));
+    let access = match (service.access, chain.authenticates) {
+        (Some(Access::Subscribers), _) => "subscribers of the service",
+        (Some(Access::Open), true) => "everyone; whoever presents credentials is identified by them",
+        (Some(Access::Authenticated), _) | (None, true) => "whoever a filter identifies",
+        (Some(Access::Open) | None, false) => "everyone",
+    };
+    let _ = writeln!(text, "access   {access}");
     let _ = writeln!(text, "filters  in the order a request passes them; answers pass in the reverse order");
     if chain.filters.is_empty() {
         let _ = writeln!(text, "  (none)");

@@ -2,6 +2,7 @@
 
 mod gateway;
 mod inspect;
+pub mod keys;
 mod low_priority;
 mod run;
 mod shutdown;

@@ -5,6 +5,7 @@
 
 pub mod backend;
 pub mod check;
+pub mod consumer;
 pub mod dns;
 pub mod document;
 pub mod filter_entry;

@@ -6,6 +6,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::consumer::{Consumer, Identity, Plan};
 use super::dns::Dns;
 use super::filter_entry::FilterEntry;
 use super::listener::Listener;
@@ -46,6 +47,17 @@ pub struct Config {
     #[serde(default)]
     #[schemars(extend("propertyNames" = name_schema()))]
     pub services: BTreeMap<String, Service>,
+    /// The applications that call, by name.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = name_schema()))]
+    pub consumers: BTreeMap<String, Consumer>,
+    /// What subscriptions allow, by name.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = name_schema()))]
+    pub plans: BTreeMap<String, Plan>,
+    /// How callers are known, and what origins are told of them.
+    #[serde(default)]
+    pub identity: Identity,
 }
 
 impl Config {

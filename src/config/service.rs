@@ -27,9 +27,11 @@ pub struct Service {
     /// The version that callers know, such as `v1`. It is information: it appears in logs and metrics, and selects
     /// nothing.
     pub version: Option<String>,
-    /// Who may call.
+    /// Who may call. Default: `authenticated` on routes with a filter that authenticates, else `open`.
+    pub access: Option<Access>,
+    /// How many of a route's filters that authenticate have to succeed: any, or all of them.
     #[serde(default)]
-    pub access: Access,
+    pub require: Require,
     /// Hosts of all routes that name none themselves: exact, or `*.example.com`. Empty: any host.
     #[serde(default)]
     pub hosts: Vec<String>,
@@ -42,12 +44,26 @@ pub struct Service {
 }
 
 /// Who may call a service.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Access {
-    /// Everyone who reaches the listener; filters may refuse still.
-    #[default]
+    /// Everyone. Whoever presents credentials is identified by them, and refused if they are no good.
     Open,
+    /// Whoever is identified by a filter that authenticates.
+    Authenticated,
+    /// Consumers with an approved subscription to this service; its plan limits them.
+    Subscribers,
+}
+
+/// Which of several filters that authenticate have to succeed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Require {
+    /// One: the first that finds good credentials decides who calls.
+    #[default]
+    Any,
+    /// Each of them, and they have to agree on the consumer.
+    All,
 }
 
 /// Which requests, what happens to them on the way, and who answers.

@@ -44,6 +44,65 @@ impl Size {
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Share(pub f64);
 
+/// A point in time: `2027-06-30T12:00:00Z`, or a date, which stands for its first moment in UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(pub jiff::Timestamp);
+
+/// An amount in a time: `100/s`, `5000/min`, `10/30s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Rate {
+    pub amount: u64,
+    pub per: time::Duration,
+}
+
+/// An amount in a calendar period: `1000000/month`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QuotaAmount {
+    pub amount: u64,
+    pub period: Period,
+}
+
+/// A period of the calendar. Weeks begin on Monday (ISO 8601).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Period {
+    Hour,
+    Day,
+    Week,
+    Month,
+    Year,
+}
+
+impl Period {
+    pub const ALL: [(&str, Period); 5] = [
+        ("hour", Period::Hour),
+        ("day", Period::Day),
+        ("week", Period::Week),
+        ("month", Period::Month),
+        ("year", Period::Year),
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        Period::ALL.iter().find(|(_, period)| *period == self).map_or("", |(word, _)| word)
+    }
+}
+
+/// One rate, or several that hold together.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Rates {
+    One(Rate),
+    Several(#[schemars(length(min = 1))] Vec<Rate>),
+}
+
+impl Rates {
+    pub fn as_slice(&self) -> &[Rate] {
+        match self {
+            Rates::One(rate) => std::slice::from_ref(rate),
+            Rates::Several(rates) => rates,
+        }
+    }
+}
+
 impl Share {
     /// The share as a fraction between 0 and 1.
     pub fn fraction(self) -> f64 {
@@ -120,6 +179,85 @@ impl FromStr for Share {
     }
 }
 
+impl FromStr for Timestamp {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let at_midnight = || {
+            // A time without its offset would be read as a date too.
+            let date = text.parse::<jiff::civil::Date>().ok().filter(|_| text.len() == "2027-06-30".len())?;
+            jiff::tz::TimeZone::UTC.to_timestamp(date.to_datetime(jiff::civil::Time::midnight())).ok()
+        };
+        text.parse::<jiff::Timestamp>()
+            .ok()
+            .or_else(at_midnight)
+            .map(Timestamp)
+            .ok_or_else(|| format!("`{text}` is not a time; write a date such as 2027-06-30, or 2027-06-30T12:00:00Z"))
+    }
+}
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a rate; write an amount and a time, such as 100/s, 5000/min or 10/30s");
+        let (amount, per) = text.split_once('/').ok_or_else(wrong)?;
+        let amount = amount.trim().parse::<u64>().map_err(|_| wrong())?;
+        let per = match per.trim() {
+            "s" | "sec" | "second" => Duration::from_secs(1),
+            "m" | "min" | "minute" => Duration::from_secs(60),
+            "h" | "hour" => Duration::from_secs(3600),
+            "d" | "day" => Duration::from_secs(86400),
+            other => other.parse().map_err(|_| wrong())?,
+        };
+        // A day is the longest that a bucket makes sense for; beyond it, there are quotas.
+        if amount == 0 || per.get().is_zero() || per.get() > time::Duration::from_secs(86400) {
+            return Err(format!("`{text}`: a rate is at least 1, in a time of at most a day; for longer, use a quota"));
+        }
+        if amount > 1_000_000_000 {
+            return Err(format!("`{text}` is too large a rate"));
+        }
+        Ok(Rate { amount, per: per.get() })
+    }
+}
+
+impl FromStr for QuotaAmount {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a quota; write an amount and a period: hour, day, week, month or year");
+        let (amount, period) = text.split_once('/').ok_or_else(wrong)?;
+        let amount = amount.trim().parse::<u64>().map_err(|_| wrong())?;
+        let (_, period) = *Period::ALL.iter().find(|(word, _)| *word == period.trim()).ok_or_else(wrong)?;
+        if amount > i64::MAX as u64 {
+            return Err(format!("`{text}` is too large a quota"));
+        }
+        Ok(QuotaAmount { amount, period })
+    }
+}
+
+impl fmt::Display for Timestamp {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.per.as_secs() {
+            1 if self.per.subsec_nanos() == 0 => write!(f, "{}/s", self.amount),
+            60 if self.per.subsec_nanos() == 0 => write!(f, "{}/min", self.amount),
+            _ => write!(f, "{}/{}", self.amount, Duration(self.per)),
+        }
+    }
+}
+
+impl fmt::Display for QuotaAmount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.amount, self.period.as_str())
+    }
+}
+
 impl fmt::Display for Duration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let millis = self.0.as_millis();
@@ -192,6 +330,9 @@ written_as_string! {
     Duration = "headgate-duration";
     Size = "headgate-size";
     Share = "headgate-share";
+    Timestamp = "headgate-timestamp";
+    Rate = "headgate-rate";
+    QuotaAmount = "headgate-quota";
 }
 
 #[cfg(test)]
@@ -211,6 +352,32 @@ mod tests {
     fn sizes_are_powers_of_two() {
         assert_eq!("8MiB".parse::<Size>().unwrap(), Size::mib(8));
         assert!("8MB".parse::<Size>().is_err());
+    }
+
+    #[test]
+    fn rates_and_quotas_need_an_amount_and_a_known_time() {
+        let rate = |text: &str| text.parse::<Rate>().map(|rate| (rate.amount, rate.per.as_millis()));
+        assert_eq!(rate("100/s"), Ok((100, 1000)));
+        assert_eq!(rate("5000/min"), Ok((5000, 60_000)));
+        assert_eq!(rate("10/500ms"), Ok((10, 500)));
+        for wrong in ["100", "0/s", "/s", "1/", "1/0s", "1/2d", "-1/s", "1.5/s", "1/month", "99999999999/s"] {
+            assert!(rate(wrong).is_err(), "{wrong}");
+        }
+        let quota = |text: &str| text.parse::<QuotaAmount>();
+        assert_eq!(quota("1000000/month"), Ok(QuotaAmount { amount: 1_000_000, period: Period::Month }));
+        for wrong in ["1/s", "1/months", "month", "-1/day", "99999999999999999999/day"] {
+            assert!(quota(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_date_is_its_first_moment() {
+        let at = |text: &str| text.parse::<Timestamp>().map(|at| at.0.as_second());
+        assert_eq!(at("1970-01-02"), Ok(86400));
+        assert_eq!(at("1970-01-01T01:00:00+01:00"), Ok(0));
+        for wrong in ["", "1970-13-01", "tomorrow", "1970-01-01T00:00:00"] {
+            assert!(at(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

@@ -2,10 +2,17 @@
 
 use std::sync::Arc;
 
+use http::HeaderName;
+
+use super::authenticate::{Gate, IdentityHeaders};
+use super::authorise::subscription::Subscribed;
 use super::filter::{Compiled, OnResponse, RequestStep};
 use super::find;
+use super::registry::Site;
 use super::stage::Stage;
-use crate::config::{FilterEntry, Problems};
+use crate::config::FilterEntry;
+use crate::config::service::{Access, Require};
+use crate::identity::ServiceId;
 
 /// Where a filter was written. An inner place wins over an outer one: the order of declaration is outer to inner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -34,20 +41,37 @@ pub struct Attached {
     compiled: Compiled,
 }
 
-/// Compiles the `filters:` list of one place.
-pub fn attach(place: Place, entries: &[FilterEntry], path: &str, problems: &mut Problems) -> Vec<Attached> {
+impl Attached {
+    /// Headers that only the gateway may set.
+    pub fn owned_headers(&self) -> &[HeaderName] {
+        &self.compiled.owned_headers
+    }
+}
+
+/// Compiles the `filters:` list of one place; `at` is the place of the list.
+pub fn attach(place: Place, entries: &[FilterEntry], at: &mut Site<'_>) -> Vec<Attached> {
     let mut attached = Vec::with_capacity(entries.len());
     for (i, entry) in entries.iter().enumerate() {
-        let path = format!("{path}[{i}].{}", entry.name);
+        let path = format!("{}[{i}].{}", at.path, entry.name);
         let Some(definition) = find(&entry.name) else {
-            problems.unknown(path, "filter", &entry.name, super::REGISTRY.iter().map(|d| d.name));
+            at.problems.unknown(path, "filter", &entry.name, super::REGISTRY.iter().map(|d| d.name));
             continue;
         };
-        if let Some(compiled) = (definition.compile)(&entry.config, &path, problems) {
+        if let Some(compiled) = (definition.compile)(&entry.config, &mut at.at(&path)) {
             attached.push(Attached { name: definition.name, stage: definition.stage, place, compiled });
         }
     }
     attached
+}
+
+/// What a service says of its callers beside its filters.
+#[derive(Clone)]
+pub struct Rules {
+    pub service: ServiceId,
+    pub access: Option<Access>,
+    pub require: Require,
+    /// What origins are told of callers.
+    pub headers: IdentityHeaders,
 }
 
 /// The filters of one route, ready to run.
@@ -58,24 +82,39 @@ pub struct Chain {
     pub response: Box<[Arc<dyn OnResponse>]>,
     /// Every filter in request order, for `explain`.
     pub filters: Box<[(&'static str, Stage, Place)]>,
+    /// Whether a filter finds out who calls.
+    pub authenticates: bool,
 }
 
 impl Chain {
     /// Joins the filters of the places a route lies in, given from the outermost to the innermost.
     ///
     /// A filter written on an inner place replaces those of the same name on outer ones. Stage decides the order; inside
-    /// a stage outer comes before inner, and the written order holds.
-    pub fn join(places: &[&[Attached]]) -> Chain {
+    /// a stage outer comes before inner, and the written order holds. All filters that authenticate become one step.
+    pub fn join(places: &[&[Attached]], rules: &Rules) -> Chain {
         let mut filters: Vec<&Attached> = Vec::new();
         for (depth, place) in places.iter().enumerate() {
             let replaced = |name: &str| places[depth + 1..].iter().any(|inner| inner.iter().any(|f| f.name == name));
             filters.extend(place.iter().filter(|f| !replaced(f.name)));
         }
         filters.sort_by_key(|filter| filter.stage);
+        let authenticators: Vec<_> = filters.iter().filter_map(|f| f.compiled.authenticator.clone()).collect();
+        let authenticates = !authenticators.is_empty();
+        let (before, after) = filters.split_at(filters.partition_point(|f| f.stage <= Stage::Authenticate));
+        let mut request: Vec<_> = before.iter().filter_map(|f| f.compiled.request.clone()).collect();
+        if authenticates {
+            let gate = Gate::new(authenticators, rules.access, rules.require, rules.headers.clone());
+            request.push(RequestStep::Perhaps(Arc::new(gate)));
+        }
+        if rules.access == Some(Access::Subscribers) {
+            request.push(RequestStep::Now(Arc::new(Subscribed { service: rules.service })));
+        }
+        request.extend(after.iter().filter_map(|f| f.compiled.request.clone()));
         Chain {
-            request: filters.iter().filter_map(|f| f.compiled.request.clone()).collect(),
+            request: request.into(),
             response: filters.iter().rev().filter_map(|f| f.compiled.response.clone()).collect(),
             filters: filters.iter().map(|f| (f.name, f.stage, f.place)).collect(),
+            authenticates,
         }
     }
 }
@@ -96,7 +135,8 @@ mod tests {
             filter("headers", Stage::Transform, Place::Route),
             filter("ip_restriction", Stage::Guard, Place::Route),
         ];
-        let chain = Chain::join(&[&outer, &inner]);
+        let rules = Rules { service: ServiceId(0), access: None, require: Require::Any, headers: Arc::new([]) };
+        let chain = Chain::join(&[&outer, &inner], &rules);
         let order: Vec<_> = chain.filters.iter().map(|(name, _, place)| (*name, *place)).collect();
         assert_eq!(
             order,

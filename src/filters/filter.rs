@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderName, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 
+use super::authenticate::Authenticator;
 use crate::error::{Error, Result};
 use crate::telemetry::exchange::Exchange;
 use crate::upstream::Timeouts;
@@ -18,7 +19,8 @@ use crate::upstream::Timeouts;
 pub struct Request<'a> {
     /// What will be forwarded; a filter changes it in place. Path and host are canonical already.
     pub head: &'a mut RequestHeader,
-    pub exchange: &'a Exchange,
+    /// What is known of the request; filters that authenticate add who calls.
+    pub exchange: &'a mut Exchange,
     pub controls: &'a mut Controls,
 }
 
@@ -61,6 +63,8 @@ pub struct Controls {
     pub response_body: Vec<Box<dyn BodyTransform>>,
     /// Set where the client cannot receive trailers: they become the end of the body.
     pub trailers_in_body: Option<Box<dyn TrailersInBody>>,
+    /// Kept until the exchange has ended, whichever way it does: their end gives back what they stand for.
+    pub held: Vec<Box<dyn Send + Sync>>,
 }
 
 /// Changes a body as it streams by. It keeps its own state and holds back as little as it can.
@@ -85,6 +89,16 @@ pub trait OnRequest: Send + Sync {
     fn on_request(&self, request: &mut Request<'_>) -> Flow;
 }
 
+/// A filter that decides at once most times, and has to wait for something now and then.
+#[async_trait]
+pub trait OnRequestPerhaps: Send + Sync {
+    /// `None` if it has to wait; the request is unchanged then.
+    fn on_request(&self, request: &mut Request<'_>) -> Option<Flow>;
+
+    /// Called after the other has returned `None`.
+    async fn wait(&self, request: &mut Request<'_>) -> Flow;
+}
+
 /// A filter that has to wait for something. It costs a boxed future per request: prefer [`OnRequest`].
 #[async_trait]
 pub trait OnRequestAsync: Send + Sync {
@@ -100,6 +114,7 @@ pub trait OnResponse: Send + Sync {
 #[derive(Clone)]
 pub enum RequestStep {
     Now(Arc<dyn OnRequest>),
+    Perhaps(Arc<dyn OnRequestPerhaps>),
     Later(Arc<dyn OnRequestAsync>),
 }
 
@@ -108,23 +123,41 @@ pub enum RequestStep {
 pub struct Compiled {
     pub request: Option<RequestStep>,
     pub response: Option<Arc<dyn OnResponse>>,
+    /// Finds out who calls; a route's chain puts all of them together into one step.
+    pub authenticator: Option<Arc<dyn Authenticator>>,
+    /// Headers that only the gateway may set: what clients send under these names is dropped on every route.
+    pub owned_headers: Vec<HeaderName>,
 }
 
 impl Compiled {
     pub fn on_request(filter: impl OnRequest + 'static) -> Self {
-        Compiled { request: Some(RequestStep::Now(Arc::new(filter))), response: None }
+        Compiled { request: Some(RequestStep::Now(Arc::new(filter))), ..Compiled::default() }
+    }
+
+    pub fn on_request_perhaps(filter: impl OnRequestPerhaps + 'static) -> Self {
+        Compiled { request: Some(RequestStep::Perhaps(Arc::new(filter))), ..Compiled::default() }
+    }
+
+    pub fn authenticator(filter: impl Authenticator + 'static) -> Self {
+        Compiled { authenticator: Some(Arc::new(filter)), ..Compiled::default() }
+    }
+
+    /// With headers that only the gateway may set.
+    pub fn owning(mut self, headers: impl IntoIterator<Item = HeaderName>) -> Self {
+        self.owned_headers.extend(headers);
+        self
     }
 
     pub fn on_request_async(filter: impl OnRequestAsync + 'static) -> Self {
-        Compiled { request: Some(RequestStep::Later(Arc::new(filter))), response: None }
+        Compiled { request: Some(RequestStep::Later(Arc::new(filter))), ..Compiled::default() }
     }
 
     pub fn on_response(filter: impl OnResponse + 'static) -> Self {
-        Compiled { request: None, response: Some(Arc::new(filter)) }
+        Compiled { response: Some(Arc::new(filter)), ..Compiled::default() }
     }
 
     pub fn on_both(filter: impl OnRequest + OnResponse + 'static) -> Self {
         let filter = Arc::new(filter);
-        Compiled { request: Some(RequestStep::Now(filter.clone())), response: Some(filter) }
+        Compiled { request: Some(RequestStep::Now(filter.clone())), response: Some(filter), ..Compiled::default() }
     }
 }

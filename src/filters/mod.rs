@@ -4,6 +4,8 @@
 //! route runs and in which order. `access/ip_restriction.rs` is the one to read first, and to copy for a new one.
 
 pub mod access;
+pub mod authenticate;
+pub mod authorise;
 pub mod chain;
 pub mod filter;
 pub mod registry;
@@ -17,6 +19,7 @@ use registry::Definition;
 pub const REGISTRY: &[Definition] = &[
     Definition::of::<access::ip_restriction::IpRestriction>(),
     Definition::of::<access::cors::Cors>(),
+    Definition::of::<authenticate::api_key::ApiKey>(),
     Definition::of::<traffic::body_limit::BodyLimit>(),
     Definition::of::<traffic::timeout::Timeout>(),
     Definition::of::<traffic::fault::Fault>(),

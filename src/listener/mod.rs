@@ -23,4 +23,4 @@ pub use app::{ListenerApp, Refusals, Refused, service};
 pub use client_address::{client_address, is_trusted};
 pub use connection_state::{ConnectionState, Expired};
 pub use state::{Counters, Ending, ListenerState, Settings};
-pub use tls::{CertificateInfo, ClientCertificate, TlsInfo, files};
+pub use tls::{CertificateInfo, TlsInfo, files};

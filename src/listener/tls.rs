@@ -20,6 +20,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::config::Problems;
 use crate::config::listener as config;
+use crate::identity::certificate::ClientCertificate;
 
 /// The compiled TLS of a listener.
 pub struct Tls {
@@ -55,20 +56,8 @@ pub struct TlsInfo {
     /// The name the client asked for, in lower case.
     pub server_name: Option<Box<str>>,
     /// The certificate the client proved to own.
-    pub client_certificate: Option<ClientCertificate>,
+    pub client_certificate: Option<Arc<ClientCertificate>>,
     names: Arc<Names>,
-}
-
-/// A verified client certificate.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ClientCertificate {
-    /// Distinguished name in the order of the certificate, as in `CN=mobile, O=Example`.
-    pub subject: String,
-    /// In lower-case hexadecimal digits.
-    pub serial: String,
-    /// SHA-256 of the certificate.
-    pub fingerprint: [u8; 32],
-    organization: Option<String>,
 }
 
 /// Which certificates answer to which name.
@@ -136,7 +125,8 @@ impl TlsInfo {
             client_certificate: connection
                 .peer_certificates()
                 .and_then(|c| c.first())
-                .and_then(ClientCertificate::read),
+                .and_then(|der| ClientCertificate::read(der))
+                .map(Arc::new),
             names,
         }
     }
@@ -150,25 +140,6 @@ impl TlsInfo {
             client.map(|c| c.serial.clone()),
             client.map(|c| c.fingerprint.to_vec()).unwrap_or_default(),
         )
-    }
-}
-
-impl ClientCertificate {
-    fn read(der: &CertificateDer<'_>) -> Option<ClientCertificate> {
-        let (_, certificate) = X509Certificate::from_der(der).ok()?;
-        let mut fingerprint = [0; 32];
-        fingerprint.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, der).as_ref());
-        Some(ClientCertificate {
-            subject: certificate.subject().to_string(),
-            serial: certificate.raw_serial().iter().map(|b| format!("{b:02x}")).collect(),
-            fingerprint,
-            organization: certificate
-                .subject()
-                .iter_organization()
-                .next()
-                .and_then(|o| o.as_str().ok())
-                .map(str::to_owned),
-        })
     }
 }
 

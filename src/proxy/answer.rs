@@ -90,10 +90,14 @@ pub fn problem(error: &Error, request_id: &HeaderValue) -> Answer {
     if let Some(detail) = &error.detail {
         document["detail"] = detail.as_ref().into();
     }
+    for (name, value) in &error.members {
+        document[*name] = value.clone();
+    }
     let mut headers = vec![(CONTENT_TYPE, PROBLEM_JSON), (CACHE_CONTROL, NO_STORE)];
     if let Ok(status) = HeaderValue::from_str(&format!("headgate; error={}", reason.proxy_status())) {
         headers.push((PROXY_STATUS, status));
     }
+    headers.extend(error.headers.iter().cloned());
     Answer {
         status: StatusCode::from_u16(reason.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR),
         headers,

@@ -32,6 +32,7 @@ pub async fn fail(session: &mut Session, error: &pingora::Error, ctx: &mut Conte
 /// was received, also when the client left midway.
 pub fn record(proxy: &Proxy, session: &mut Session, error: Option<&pingora::Error>, ctx: &mut Context) {
     ctx.attempt = None;
+    ctx.controls.held.clear();
     let exchange = &mut ctx.exchange;
     exchange.duration = exchange.started.elapsed();
     exchange.request_bytes = session.body_bytes_read() as u64;

@@ -20,6 +20,7 @@ use super::context::Context;
 use crate::error::{Error, Reason, Result};
 use crate::listener::{ConnectionState, is_trusted};
 use crate::routing::{host, path};
+use crate::snapshot::OwnedHeaders;
 use crate::telemetry::exchange::{Exchange, Scheme};
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -49,6 +50,7 @@ pub fn receive(session: &mut Session, ctx: &mut Context) -> Result<()> {
     let limits = &settings.limits;
     ctx.exchange.listener = connection.listener().name().clone();
     ctx.exchange.scheme = scheme(connection);
+    ctx.exchange.certificate = connection.tls.as_ref().and_then(|tls| tls.client_certificate.clone());
     let seen = look_at(&session.req_header().headers);
     ctx.exchange.request_id = if seen.claims { request_id(&session.req_header().headers) } else { new_request_id() };
     // Pingora frames the body by the head as it stands when it first looks: that has to be before anything changes it.
@@ -71,6 +73,9 @@ pub fn receive(session: &mut Session, ctx: &mut Context) -> Result<()> {
     // Pingora's form of a head holds every name twice, once as it was written, and pays for it at each change, copy and
     // write. Names are case-insensitive (RFC 9110, section 5.1): from here on they are lower case, as in HTTP/2.
     let mut plain = Parts::from(std::mem::replace(head, nothing()));
+    if let Some(snapshot) = &ctx.snapshot {
+        drop_owned(&mut plain.headers, &snapshot.owned_headers, &seen);
+    }
     let made = make_canonical(&mut plain, target, &seen, connection, trusted, &mut ctx.exchange);
     *session.req_header_mut() = plain.into();
     made
@@ -79,6 +84,15 @@ pub fn receive(session: &mut Session, ctx: &mut Context) -> Result<()> {
 /// A head that stands in for one which is being changed.
 fn nothing() -> RequestHeader {
     http::Request::new(()).into_parts().0.into()
+}
+
+/// Drops what only the gateway may say, such as who the caller is: also where no filter will say it, and also from a
+/// proxy that is trusted to know the client's address.
+fn drop_owned(headers: &mut HeaderMap, owned: &OwnedHeaders, seen: &Seen) {
+    let prefixed = owned.prefixed.iter().filter(|_| seen.claims);
+    for name in prefixed.chain(&owned.others) {
+        headers.remove(name);
+    }
 }
 
 /// Writes the one way to read the request into it.

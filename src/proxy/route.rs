@@ -131,10 +131,18 @@ fn with_route(ctx: &mut Context, work: impl FnOnce(&Route, &mut Context) -> Next
 
 /// Runs the request side of the route's filters from `from` on, and then the backend.
 fn filter(proxy: &Proxy, route: &Route, session: &mut Session, ctx: &mut Context, from: usize) -> Next {
-    let mut request = Request { head: session.req_header_mut(), exchange: &ctx.exchange, controls: &mut ctx.controls };
+    let mut request =
+        Request { head: session.req_header_mut(), exchange: &mut ctx.exchange, controls: &mut ctx.controls };
     for (index, step) in route.chain.request.iter().enumerate().skip(from) {
-        let RequestStep::Now(filter) = step else { return Next::Wait(index) };
-        match filter.on_request(&mut request) {
+        let flow = match step {
+            RequestStep::Now(filter) => filter.on_request(&mut request),
+            RequestStep::Perhaps(filter) => match filter.on_request(&mut request) {
+                Some(flow) => flow,
+                None => return Next::Wait(index),
+            },
+            RequestStep::Later(_) => return Next::Wait(index),
+        };
+        match flow {
             Flow::Continue => {}
             Flow::Answer(made) => return Next::Answer(made),
             Flow::Refuse(error) => return Next::Refuse(error),
@@ -147,10 +155,16 @@ fn filter(proxy: &Proxy, route: &Route, session: &mut Session, ctx: &mut Context
 async fn wait(proxy: &Proxy, session: &mut Session, ctx: &mut Context, step: usize) -> Next {
     let Some(snapshot) = ctx.snapshot.clone() else { return Next::Refuse(Reason::Internal.into()) };
     let waiting = ctx.route(&snapshot).and_then(|route| Some((route, route.chain.request.get(step)?)));
-    let Some((route, RequestStep::Later(waiting))) = waiting else { return Next::Refuse(Reason::Internal.into()) };
+    let Some((route, waiting)) = waiting else { return Next::Refuse(Reason::Internal.into()) };
     ctx.waited = true;
-    let mut request = Request { head: session.req_header_mut(), exchange: &ctx.exchange, controls: &mut ctx.controls };
-    match waiting.on_request(&mut request).await {
+    let mut request =
+        Request { head: session.req_header_mut(), exchange: &mut ctx.exchange, controls: &mut ctx.controls };
+    let flow = match waiting {
+        RequestStep::Later(filter) => filter.on_request(&mut request).await,
+        RequestStep::Perhaps(filter) => filter.wait(&mut request).await,
+        RequestStep::Now(_) => return Next::Refuse(Reason::Internal.into()),
+    };
+    match flow {
         Flow::Continue => filter(proxy, route, session, ctx, step + 1),
         Flow::Answer(made) => Next::Answer(made),
         Flow::Refuse(error) => Next::Refuse(error),
@@ -169,7 +183,7 @@ fn backend(proxy: &Proxy, route: &Route, session: &mut Session, ctx: &mut Contex
         }
         Backend::Answer(backend) => {
             let mut request =
-                Request { head: session.req_header_mut(), exchange: &ctx.exchange, controls: &mut ctx.controls };
+                Request { head: session.req_header_mut(), exchange: &mut ctx.exchange, controls: &mut ctx.controls };
             return match backend.on_request(&mut request) {
                 Flow::Answer(made) => Next::Answer(made),
                 Flow::Refuse(error) => Next::Refuse(error),

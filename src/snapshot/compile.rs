@@ -3,15 +3,21 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::{Backend, MirrorTo, Origin, Route, Snapshot, Split};
-use crate::config::{self, Config, Problems};
-use crate::filters::chain::{Attached, Chain, Place, attach};
+use http::HeaderName;
+
+use super::{Backend, MirrorTo, Origin, OwnedHeaders, Route, Snapshot, Split};
+use crate::config::service::Access;
+use crate::config::{self, Config, FilterEntry, Problems};
+use crate::filters::authenticate::IdentityHeaders;
+use crate::filters::chain::{Attached, Chain, Place, Rules, attach};
 use crate::filters::filter::RequestStep;
-use crate::filters::registry::compile_backend;
+use crate::filters::registry::{Site, compile_backend};
+use crate::identity::{Directory, ServiceId};
 use crate::routing::{self, Router};
 use crate::telemetry::exchange::RouteName;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::{Surroundings, Upstream};
+use crate::variables::Template;
 
 /// Compiles a configuration. Health, counters and circuit state of `previous` go on by name. Changes nothing outside
 /// what it returns, so a configuration with problems leaves no trace.
@@ -24,23 +30,46 @@ pub fn compile(
 ) -> Option<Snapshot> {
     let before = problems.0.len();
     let origins = compile_origins(config, around, metrics, previous, problems);
+    let directory = Arc::new(Directory::compile(config, around.folder, around.environment, problems));
+    let headers = identity_headers(config, problems);
+    let mut owned: Vec<HeaderName> = headers.iter().map(|(name, _)| name.clone()).collect();
+    let mut attach = |place, entries: &[FilterEntry], path: &str, problems: &mut Problems| {
+        let attached = attach(place, entries, &mut Site { path, problems, around, directory: &directory });
+        owned.extend(attached.iter().flat_map(|filter| filter.owned_headers()).cloned());
+        attached
+    };
     let gateway = attach(Place::Gateway, &config.filters, "filters", problems);
     let mut routes = Vec::new();
     let mut matches = Vec::new();
-    for (service_name, service) in &config.services {
+    for (index, (service_name, service)) in config.services.iter().enumerate() {
         let path = format!("services.{service_name}");
         let filters = attach(Place::Service, &service.filters, &format!("{path}.filters"), problems);
         // What the routes of a service have alike they share: with many routes, requests then find it in the cache.
         let shared_name: Arc<str> = service_name.as_str().into();
-        let shared_chain = Arc::new(Chain::join(&[&gateway, &filters]));
+        let rules = Rules {
+            service: ServiceId(index as u32),
+            access: service.access,
+            require: service.require,
+            headers: headers.clone(),
+        };
+        let shared_chain = Arc::new(Chain::join(&[&gateway, &filters], &rules));
         for (route_name, route) in &service.routes {
             let path = format!("{path}.routes.{route_name}");
             let own = attach(Place::Route, &route.filters, &format!("{path}.filters"), problems);
             let layers: [&[Attached]; 3] = [&gateway, &filters, &own];
-            let chain = if own.is_empty() { shared_chain.clone() } else { Arc::new(Chain::join(&layers)) };
+            let chain = if own.is_empty() { shared_chain.clone() } else { Arc::new(Chain::join(&layers, &rules)) };
+            if matches!(service.access, Some(Access::Authenticated | Access::Subscribers)) && !chain.authenticates {
+                let message =
+                    "the service asks who calls, but no filter on this route authenticates; add one, such as `api_key`";
+                problems.add(&path, message);
+            }
             let name = Arc::new(RouteName { service: shared_name.clone(), route: route_name.as_str().into() });
             matches.push(written_match(service_name, service, route_name, route, &path));
-            let backend = compile_backend_of(config, &route.backend, &origins, &format!("{path}.backend"), problems);
+            let backend = {
+                let path = format!("{path}.backend");
+                let site = Site { path: &path, problems, around, directory: &directory };
+                compile_backend_of(config, &route.backend, &origins, site)
+            };
             let mirror = route.mirror.as_ref().and_then(|mirror| {
                 let origin = find(config, &origins, &mirror.upstream, format!("{path}.mirror.upstream"), problems)?;
                 Some(MirrorTo { origin, share: mirror.share })
@@ -59,7 +88,22 @@ pub fn compile(
         return None;
     }
     let revision = previous.map_or(1, |previous| previous.revision + 1);
-    Some(Snapshot { revision, router, routes: routes.into(), origins })
+    let owned_headers = OwnedHeaders::new(owned);
+    Some(Snapshot { revision, router, routes: routes.into(), origins, directory, owned_headers })
+}
+
+/// What origins are told of callers: the names of the headers, and their texts.
+pub fn identity_headers(config: &Config, problems: &mut Problems) -> IdentityHeaders {
+    let mut headers = Vec::new();
+    for (name, text) in &config.identity.headers {
+        let path = format!("identity.headers.{name}");
+        match (HeaderName::from_bytes(name.as_bytes()), Template::parse(text)) {
+            (Err(_), _) => problems.add(path, "this is not a name for a header"),
+            (_, Err(message)) => problems.add(path, message),
+            (Ok(name), Ok(template)) => headers.push((name, template)),
+        }
+    }
+    headers.into()
 }
 
 /// A route's name, the place of its match, and the match with the service's hosts where it names none.
@@ -100,23 +144,23 @@ fn compile_backend_of(
     config: &Config,
     backend: &config::Backend,
     origins: &BTreeMap<String, Arc<Origin>>,
-    path: &str,
-    problems: &mut Problems,
+    mut at: Site<'_>,
 ) -> Option<Backend> {
+    let path = at.path;
     match backend {
         config::Backend::Upstream(name) => {
-            find(config, origins, name, format!("{path}.upstream"), problems).map(Backend::Upstream)
+            find(config, origins, name, format!("{path}.upstream"), at.problems).map(Backend::Upstream)
         }
         config::Backend::Split(split) => {
             let mut find =
                 |name: &str, path: String, problems: &mut Problems| find(config, origins, name, path, problems);
-            Split::compile(split, &mut find, &format!("{path}.split"), problems).map(Backend::Split)
+            Split::compile(split, &mut find, &format!("{path}.split"), at.problems).map(Backend::Split)
         }
         config::Backend::Respond(respond) => {
-            answering(compile_backend::<crate::filters::transform::respond::Respond>(respond, path, problems))
+            answering(compile_backend::<crate::filters::transform::respond::Respond>(respond, &mut at))
         }
         config::Backend::Redirect(redirect) => {
-            answering(compile_backend::<crate::filters::transform::redirect::Redirect>(redirect, path, problems))
+            answering(compile_backend::<crate::filters::transform::redirect::Redirect>(redirect, &mut at))
         }
     }
 }
@@ -125,7 +169,7 @@ fn compile_backend_of(
 fn answering(compiled: Option<crate::filters::filter::Compiled>) -> Option<Backend> {
     match compiled?.request? {
         RequestStep::Now(filter) => Some(Backend::Answer(filter)),
-        RequestStep::Later(_) => None,
+        RequestStep::Perhaps(_) | RequestStep::Later(_) => None,
     }
 }
 

@@ -7,13 +7,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use http::HeaderName;
 
-pub use compile::compile;
+pub use compile::{compile, identity_headers};
 pub use split::Split;
 
 use crate::config::units::Share;
 use crate::filters::chain::Chain;
 use crate::filters::filter::OnRequest;
+use crate::identity::Directory;
 use crate::routing::Router;
 use crate::telemetry::exchange::RouteName;
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
@@ -27,6 +29,25 @@ pub struct Snapshot {
     /// Indexed by what the router finds.
     pub routes: Box<[Route]>,
     pub origins: BTreeMap<String, Arc<Origin>>,
+    pub directory: Arc<Directory>,
+    pub owned_headers: OwnedHeaders,
+}
+
+/// Headers that only the gateway may set. What clients send under these names is dropped, whatever the route.
+#[derive(Default)]
+pub struct OwnedHeaders {
+    /// Those that begin with `x-`, which most requests have none of.
+    pub prefixed: Box<[HeaderName]>,
+    pub others: Box<[HeaderName]>,
+}
+
+impl OwnedHeaders {
+    fn new(mut names: Vec<HeaderName>) -> Self {
+        names.sort_by(|a, b| a.as_str().cmp(b.as_str()));
+        names.dedup();
+        let (prefixed, others): (Vec<_>, Vec<_>) = names.into_iter().partition(|name| name.as_str().starts_with("x-"));
+        OwnedHeaders { prefixed: prefixed.into(), others: others.into() }
+    }
 }
 
 /// One route, ready to run.

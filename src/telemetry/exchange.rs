@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 use http::HeaderValue;
 
 use crate::error::Reason;
+use crate::identity::certificate::ClientCertificate;
+use crate::identity::{Consumer, Identity};
 use crate::routing::Captures;
 
 /// How the client's connection is secured.
@@ -63,6 +65,14 @@ pub struct Exchange {
     pub route: Option<Arc<RouteName>>,
     pub captures: Captures,
 
+    // Filters
+    /// Who calls, once a filter has found out.
+    pub identity: Option<Identity>,
+    /// The certificate that the client has shown.
+    pub certificate: Option<Arc<ClientCertificate>>,
+    /// What is wrong with a request that was refused, where the caller is not told.
+    pub cause: Option<&'static str>,
+
     // Backend
     pub upstream: Option<Arc<str>>,
     /// Address of the last target tried.
@@ -87,6 +97,10 @@ pub struct Exchange {
 }
 
 impl Exchange {
+    pub fn consumer(&self) -> Option<&Arc<Consumer>> {
+        self.identity.as_ref()?.consumer.as_ref()
+    }
+
     /// The service and route as labels; both are `-` before a route is found.
     pub fn names(&self) -> (&str, &str) {
         self.route.as_ref().map_or(("-", "-"), |name| (&name.service, &name.route))
@@ -112,6 +126,9 @@ pub(crate) mod tests {
             original_target: Some("/orders/7?page=2&token=s3cret".into()),
             route: Some(Arc::new(RouteName { service: "shop".into(), route: "list".into() })),
             captures: Captures(vec![("id".into(), "7".into())]),
+            identity: Some(crate::identity::tests::identity()),
+            certificate: None,
+            cause: None,
             upstream: Some("orders".into()),
             target: Some("10.0.0.1:80".into()),
             attempts: 2,

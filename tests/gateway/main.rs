@@ -4,6 +4,7 @@ mod support;
 
 mod access_log;
 mod admin;
+mod api_key;
 mod balance;
 mod body_limit;
 mod cli;

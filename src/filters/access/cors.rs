@@ -12,7 +12,7 @@ use serde::Deserialize;
 use crate::config::Problems;
 use crate::config::units::Duration;
 use crate::filters::filter::{Answer, Compiled, Flow, OnRequest, OnResponse, Request, Response};
-use crate::filters::registry::FilterKind;
+use crate::filters::registry::{FilterKind, Site};
 use crate::filters::stage::Stage;
 
 /// Cross-origin resource sharing, as the Fetch standard defines it.
@@ -91,7 +91,8 @@ impl FilterKind for Cors {
     const STAGE: Stage = Stage::Guard;
     type Config = Config;
 
-    fn compile(config: Config, path: &str, problems: &mut Problems) -> Option<Compiled> {
+    fn compile(config: Config, at: &mut Site<'_>) -> Option<Compiled> {
+        let (path, problems) = (at.path, &mut *at.problems);
         let before = problems.0.len();
         if config.origins.is_empty() {
             problems.add(format!("{path}.origins"), "no origin is named, so no page could read anything");
@@ -250,9 +251,9 @@ mod tests {
 
     #[test]
     fn credentials_with_any_origin_are_refused() {
-        let mut problems = Problems::default();
         let config: Config = serde_yaml::from_str("{ origins: ['*'], credentials: true }").unwrap();
-        assert!(Cors::compile(config, "filters[0].cors", &mut problems).is_none());
+        let (compiled, problems) = crate::filters::registry::compile_alone::<Cors>(config);
+        assert!(compiled.is_none());
         assert!(problems.0[0].path.ends_with("credentials"), "{}", problems.0[0]);
     }
 }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::config::Problems;
 use crate::error::Reason;
 use crate::filters::filter::{Compiled, Flow, OnRequest, Request};
-use crate::filters::registry::FilterKind;
+use crate::filters::registry::{FilterKind, Site};
 use crate::filters::stage::Stage;
 
 /// Admits or refuses by client address. A refused request is answered 403.
@@ -39,7 +39,8 @@ impl FilterKind for IpRestriction {
     const STAGE: Stage = Stage::Guard;
     type Config = Config;
 
-    fn compile(config: Config, path: &str, problems: &mut Problems) -> Option<Compiled> {
+    fn compile(config: Config, at: &mut Site<'_>) -> Option<Compiled> {
+        let (path, problems) = (at.path, &mut *at.problems);
         let before = problems.0.len();
         if config.allow.is_empty() && config.deny.is_empty() {
             problems.add(path, "neither `allow` nor `deny` names an address, so this filter would do nothing");

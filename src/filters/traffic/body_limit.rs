@@ -4,11 +4,10 @@ use http::header::CONTENT_LENGTH;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::config::Problems;
 use crate::config::units::Size;
 use crate::error::Reason;
 use crate::filters::filter::{Compiled, Flow, OnRequest, Request};
-use crate::filters::registry::FilterKind;
+use crate::filters::registry::{FilterKind, Site};
 use crate::filters::stage::Stage;
 
 /// Answers 413 to request bodies longer than `size`: at once if the length is declared, else when the count passes it,
@@ -34,7 +33,7 @@ impl FilterKind for BodyLimit {
     const STAGE: Stage = Stage::Guard;
     type Config = Config;
 
-    fn compile(config: Config, _: &str, _: &mut Problems) -> Option<Compiled> {
+    fn compile(config: Config, _: &mut Site<'_>) -> Option<Compiled> {
         Some(Compiled::on_request(BodyLimit { bytes: config.size.get() }))
     }
 }

@@ -5,11 +5,10 @@ use http::StatusCode;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::config::Problems;
 use crate::config::units::{Duration, Share};
 use crate::error::{Error, Reason};
 use crate::filters::filter::{Answer, Compiled, Flow, OnRequestAsync, Request};
-use crate::filters::registry::FilterKind;
+use crate::filters::registry::{FilterKind, Site};
 use crate::filters::stage::Stage;
 
 /// Delays or aborts a share of the requests. Both may be drawn for the same one; the delay comes first.
@@ -61,7 +60,8 @@ impl FilterKind for Fault {
     const STAGE: Stage = Stage::Transform;
     type Config = Config;
 
-    fn compile(config: Config, path: &str, problems: &mut Problems) -> Option<Compiled> {
+    fn compile(config: Config, at: &mut Site<'_>) -> Option<Compiled> {
+        let (path, problems) = (at.path, &mut *at.problems);
         let abort = match &config.abort {
             None => None,
             Some(abort) => match StatusCode::from_u16(abort.status) {

@@ -3,10 +3,9 @@
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::config::Problems;
 use crate::config::units::Duration;
 use crate::filters::filter::{Compiled, Flow, OnRequest, Request};
-use crate::filters::registry::FilterKind;
+use crate::filters::registry::{FilterKind, Site};
 use crate::filters::stage::Stage;
 use crate::upstream::Timeouts;
 
@@ -38,7 +37,8 @@ impl FilterKind for Timeout {
     const STAGE: Stage = Stage::Transform;
     type Config = Config;
 
-    fn compile(config: Config, path: &str, problems: &mut Problems) -> Option<Compiled> {
+    fn compile(config: Config, at: &mut Site<'_>) -> Option<Compiled> {
+        let (path, problems) = (at.path, &mut *at.problems);
         let limits = [config.connect, config.first_byte, config.idle, config.total];
         if limits.iter().all(Option::is_none) {
             problems.add(path, "no limit is set, so this filter would do nothing");

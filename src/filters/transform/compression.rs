@@ -11,11 +11,10 @@ use http::{HeaderMap, HeaderValue, Method, Version};
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::config::Problems;
 use crate::config::units::Size;
 use crate::error::{Error, Reason, Result};
 use crate::filters::filter::{BodyTransform, Compiled, OnResponse, Response};
-use crate::filters::registry::FilterKind;
+use crate::filters::registry::{FilterKind, Site};
 use crate::filters::stage::Stage;
 
 /// Compresses answers as the client's `Accept-Encoding` allows.
@@ -90,7 +89,8 @@ impl FilterKind for Compression {
     const STAGE: Stage = Stage::Transform;
     type Config = Config;
 
-    fn compile(config: Config, path: &str, problems: &mut Problems) -> Option<Compiled> {
+    fn compile(config: Config, at: &mut Site<'_>) -> Option<Compiled> {
+        let (path, problems) = (at.path, &mut *at.problems);
         let before = problems.0.len();
         if config.algorithms.is_empty() {
             problems.add(format!("{path}.algorithms"), "no algorithm is named, so this filter would do nothing");

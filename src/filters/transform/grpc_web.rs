@@ -9,10 +9,9 @@ use pingora::http::RequestHeader;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::config::Problems;
 use crate::error::{Error, Reason, Result};
 use crate::filters::filter::{BodyTransform, Compiled, Flow, OnRequest, OnResponse, Request, Response, TrailersInBody};
-use crate::filters::registry::FilterKind;
+use crate::filters::registry::{FilterKind, Site};
 use crate::filters::stage::Stage;
 
 /// Translates gRPC-Web, binary and text, to gRPC and back. Requests that are not gRPC-Web pass unchanged.
@@ -39,7 +38,7 @@ impl FilterKind for GrpcWeb {
     const STAGE: Stage = Stage::Transform;
     type Config = Config;
 
-    fn compile(_: Config, _: &str, _: &mut Problems) -> Option<Compiled> {
+    fn compile(_: Config, _: &mut Site<'_>) -> Option<Compiled> {
         Some(Compiled::on_both(GrpcWeb))
     }
 }

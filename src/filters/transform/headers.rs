@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::config::Problems;
 use crate::filters::filter::{Compiled, Flow, OnRequest, OnResponse, Request, Response};
-use crate::filters::registry::FilterKind;
+use crate::filters::registry::{FilterKind, Site};
 use crate::filters::stage::Stage;
 use crate::variables::{Scope, Template};
 
@@ -70,7 +70,8 @@ impl FilterKind for Headers {
     const STAGE: Stage = Stage::Transform;
     type Config = Config;
 
-    fn compile(config: Config, path: &str, problems: &mut Problems) -> Option<Compiled> {
+    fn compile(config: Config, at: &mut Site<'_>) -> Option<Compiled> {
+        let (path, problems) = (at.path, &mut *at.problems);
         let before = problems.0.len();
         let request = Edits::compile(&config.request, &format!("{path}.request"), problems);
         let response = Edits::compile(&config.response, &format!("{path}.response"), problems);

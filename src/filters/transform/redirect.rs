@@ -3,11 +3,10 @@
 use http::header::LOCATION;
 use http::{HeaderValue, StatusCode};
 
-use crate::config::Problems;
 use crate::config::backend::{self as written, Redirect as Config};
 use crate::error::{Error, Reason};
 use crate::filters::filter::{Answer, Compiled, Flow, OnRequest, Request};
-use crate::filters::registry::FilterKind;
+use crate::filters::registry::{FilterKind, Site};
 use crate::filters::stage::Stage;
 use crate::telemetry::exchange::Scheme;
 use crate::variables::{Scope, Template};
@@ -29,7 +28,8 @@ impl FilterKind for Redirect {
     const STAGE: Stage = Stage::Guard;
     type Config = Config;
 
-    fn compile(config: Config, path: &str, problems: &mut Problems) -> Option<Compiled> {
+    fn compile(config: Config, at: &mut Site<'_>) -> Option<Compiled> {
+        let (path, problems) = (at.path, &mut *at.problems);
         let before = problems.0.len();
         let mut template = |text: &Option<String>, word: &str| {
             let text = text.as_ref()?;
@@ -62,7 +62,7 @@ impl FilterKind for Redirect {
 
 impl OnRequest for Redirect {
     fn on_request(&self, request: &mut Request<'_>) -> Flow {
-        let exchange = request.exchange;
+        let exchange = &*request.exchange;
         let scope = Scope { exchange, request: request.head, response: None };
         let location = match &self.destination {
             Destination::Whole(template) => {

@@ -4,10 +4,9 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 
-use crate::config::Problems;
 use crate::config::backend::Respond as Config;
 use crate::filters::filter::{Answer, Compiled, Flow, OnRequest, Request};
-use crate::filters::registry::FilterKind;
+use crate::filters::registry::{FilterKind, Site};
 use crate::filters::stage::Stage;
 use crate::telemetry::escape;
 use crate::variables::{Scope, Template};
@@ -29,7 +28,8 @@ impl FilterKind for Respond {
     const STAGE: Stage = Stage::Transform;
     type Config = Config;
 
-    fn compile(config: Config, path: &str, problems: &mut Problems) -> Option<Compiled> {
+    fn compile(config: Config, at: &mut Site<'_>) -> Option<Compiled> {
+        let (path, problems) = (at.path, &mut *at.problems);
         let before = problems.0.len();
         if !(200..600).contains(&config.status) {
             problems.add(format!("{path}.status"), "the status of a final answer lies between 200 and 599");

@@ -10,10 +10,9 @@ use regex::Regex;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use crate::config::Problems;
 use crate::error::{Error, Reason, Result};
 use crate::filters::filter::{Compiled, Flow, OnRequest, Request};
-use crate::filters::registry::FilterKind;
+use crate::filters::registry::{FilterKind, Site};
 use crate::filters::stage::Stage;
 use crate::routing::path;
 use crate::variables::{Scope, Template};
@@ -80,7 +79,8 @@ impl FilterKind for Rewrite {
     const STAGE: Stage = Stage::Transform;
     type Config = Config;
 
-    fn compile(config: Config, path: &str, problems: &mut Problems) -> Option<Compiled> {
+    fn compile(config: Config, at: &mut Site<'_>) -> Option<Compiled> {
+        let (path, problems) = (at.path, &mut *at.problems);
         let before = problems.0.len();
         let mut template = |text: &String, at: String| {
             Template::parse(text).map_err(|error| problems.add(format!("{path}.{at}"), error)).ok()

@@ -5,7 +5,8 @@
 //! `time` (RFC 3339 with milliseconds, when the request was finished), `request_id`, `trace_id?`, `client`, `listener`,
 //! `scheme`, `host`, `port`, `method`, `path` and `query?` (as the client sent them), `forwarded_path?` (if another one
 //! was forwarded), `protocol`, `status` (0: no answer was sent), `reason?`, `duration` (seconds), `request_bytes`,
-//! `response_bytes`, `service?`, `route?`, `upstream?`, `target?`, `attempts`, `upstream_connect?`, `upstream_first_byte?`
+//! `response_bytes`, `service?`, `route?`, `consumer?`, `credential?`, `cause?` (why credentials
+//! or a call were refused, where the caller is not told), `upstream?`, `target?`, `attempts`, `upstream_connect?`, `upstream_first_byte?`
 //! (seconds), `referer?`, `user_agent?`, and then the configured `fields`.
 
 use std::time::{Duration, SystemTime};
@@ -56,6 +57,9 @@ const MEMBERS: &[&str] = &[
     "response_bytes",
     "service",
     "route",
+    "consumer",
+    "credential",
+    "cause",
     "upstream",
     "target",
     "attempts",
@@ -153,6 +157,15 @@ fn json(line: &Line<'_>, fields: &[(String, Template)], redaction: &Redaction, o
         text(out, "\",\"route\":\"", name.route.as_bytes());
         out.push('"');
     }
+    if let Some(identity) = &exchange.identity {
+        optional(out, ",\"consumer\":\"", exchange.consumer().map(|consumer| consumer.name().as_bytes()));
+        if !identity.credential.kind.is_empty() {
+            out.push_str(",\"credential\":\"");
+            identity.credential.write(out);
+            out.push('"');
+        }
+    }
+    optional(out, ",\"cause\":\"", exchange.cause.map(str::as_bytes));
     optional(out, ",\"upstream\":\"", exchange.upstream.as_ref().map(|name| name.as_bytes()));
     optional(out, ",\"target\":\"", exchange.target.as_ref().map(|name| name.as_bytes()));
     integer(out, ",\"attempts\":", exchange.attempts);
@@ -169,11 +182,13 @@ fn json(line: &Line<'_>, fields: &[(String, Template)], redaction: &Redaction, o
     out.push('}');
 }
 
-/// `$remote_addr - - [$time_local] "$request" $status $body_bytes_sent "$http_referer" "$http_user_agent"` of nginx.
+/// `$remote_addr - $remote_user [$time_local] "$request" $status $body_bytes_sent "$http_referer" "$http_user_agent"` of nginx.
 fn combined(line: &Line<'_>, redaction: &Redaction, out: &mut String) {
     let Scope { exchange, request, .. } = line.scope;
     write_address(exchange.client, out);
-    out.push_str(" - - [");
+    out.push_str(" - ");
+    out.push_str(exchange.consumer().map_or("-", |consumer| consumer.name()));
+    out.push_str(" [");
     clock::common_log(line.at, out);
     out.push_str("] \"");
     escape::plain(request.method.as_str().as_bytes(), out);

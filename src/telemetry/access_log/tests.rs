@@ -42,8 +42,8 @@ fn a_json_line_has_its_members_in_the_documented_order() {
             r#""scheme":"https","host":"api.example.com","port":8443,"method":"GET","path":"/orders/7","#,
             r#""query":"page=2&token=***","forwarded_path":"/internal/7","protocol":"HTTP/1.1","status":200,"#,
             r#""reason":"upstream_reset","duration":1.002003,"request_bytes":12,"response_bytes":3456,"service":"shop","#,
-            r#""route":"list","upstream":"orders","target":"10.0.0.1:80","attempts":2,"upstream_connect":0.000450,"#,
-            r#""upstream_first_byte":0.250000,"referer":"https://example.com/?code=***","user_agent":"curl/8","#,
+            r#""route":"list","consumer":"mobile","credential":"api_key:00000000000000ff","upstream":"orders","target":"10.0.0.1:80","#,
+            r#""attempts":2,"upstream_connect":0.000450,"upstream_first_byte":0.250000,"referer":"https://example.com/?code=***","user_agent":"curl/8","#,
             r#""tenant":"a, b/200"}"#,
             "\n"
         )
@@ -55,7 +55,7 @@ fn a_combined_line_is_what_nginx_would_write() {
     assert_eq!(
         render(&plan("format: combined"), &exchange(), &request()),
         concat!(
-            r#"2001:db8::1 - - [31/Jan/2026:12:00:00 +0000] "GET /orders/7?page=2&token=*** HTTP/1.1" 200 3456 "#,
+            r#"2001:db8::1 - mobile [31/Jan/2026:12:00:00 +0000] "GET /orders/7?page=2&token=*** HTTP/1.1" 200 3456 "#,
             r#""https://example.com/?code=***" "curl/8""#,
             "\n"
         )

@@ -191,13 +191,13 @@ pub struct Gateway {
 
 impl Gateway {
     pub fn builder(yaml: &str) -> Builder {
-        Builder {
-            yaml: yaml.to_owned(),
-            scratch: Scratch::new(),
-            values: BTreeMap::new(),
-            environment: Vec::new(),
-            beside: Vec::new(),
+        let scratch = Scratch::new();
+        scratch.write("pepper", PEPPER);
+        for (name, secret) in example_secrets() {
+            std::fs::create_dir_all(scratch.path().join("secrets")).expect("a folder for secrets");
+            scratch.write(&format!("secrets/{name}"), secret);
         }
+        Builder { yaml: yaml.to_owned(), scratch, values: BTreeMap::new(), environment: Vec::new(), beside: Vec::new() }
     }
 
     /// A gateway whose YAML needs nothing but reserved addresses.
@@ -397,6 +397,36 @@ impl Gateway {
 /// Runs `headgate` with these arguments to its end.
 pub fn headgate(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_headgate")).args(arguments).output().expect("starting the headgate binary")
+}
+
+/// Runs the binary with a text as its standard input.
+pub fn headgate_with_input(arguments: &[&str], input: &str) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_headgate"));
+    let command = command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().expect("starting the headgate binary");
+    let mut pipe = child.stdin.take().expect("stdin is piped");
+    // It may end without having read everything.
+    let _ = io::Write::write_all(&mut pipe, input.as_bytes());
+    drop(pipe);
+    child.wait_with_output().expect("the output of the headgate binary")
+}
+
+/// What keys the hashes of API keys in tests; the file of the default configuration.
+const PEPPER: &str = "a pepper for tests";
+
+/// The hash that a configuration keeps of an API key, computed by other means than the gateway's.
+pub fn key_hash(key: &str) -> String {
+    let pepper = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, PEPPER.as_bytes());
+    let tag = ring::hmac::sign(&pepper, key.as_bytes());
+    tag.as_ref().iter().fold("hmac-sha256:".to_owned(), |text, byte| text + &format!("{byte:02x}"))
+}
+
+/// The secrets that examples refer to, by file name.
+fn example_secrets() -> Vec<(String, Vec<u8>)> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/examples/secrets");
+    let files = std::fs::read_dir(&folder).expect("the secrets of the examples").map(|entry| entry.unwrap().path());
+    let name = |file: &PathBuf| file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    files.map(|file| (name(&file), std::fs::read(&file).expect("reading a secret"))).collect()
 }
 
 /// An example's text, with placeholders for the addresses that examples use.

@@ -1,0 +1,250 @@
+//! Who calls: the filters that authenticate, and the step of a chain in which they do it together.
+
+pub mod api_key;
+pub mod credentials;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use http::header::WWW_AUTHENTICATE;
+use http::{HeaderName, HeaderValue};
+use pingora::http::RequestHeader;
+
+use super::filter::{Answer, Flow, OnRequestPerhaps, Request};
+use crate::config::service::{Access, Require};
+use crate::error::{Error, Reason};
+use crate::identity::Identity;
+use crate::variables::{Scope, Template};
+
+/// What a filter that authenticates finds in a request.
+pub enum Verdict {
+    /// No credentials of its kind.
+    Absent,
+    Identified(Identity),
+    /// Credentials that are no good. What is wrong with them is for the log: callers are told nothing, since what differs
+    /// between an unknown and an expired key helps only those who guess.
+    Invalid(&'static str),
+    /// No credentials, but a way to get some: a login.
+    Invite(Answer),
+    /// It cannot be found out whether they are good.
+    Unavailable(Error),
+    /// Only [`Authenticator::authenticate_later`] can tell.
+    Wait,
+}
+
+/// A filter that finds out who calls.
+#[async_trait]
+pub trait Authenticator: Send + Sync {
+    fn authenticate(&self, request: &mut Request<'_>) -> Verdict;
+
+    /// Called when the other has said [`Verdict::Wait`].
+    async fn authenticate_later(&self, request: &mut Request<'_>) -> Verdict {
+        self.authenticate(request)
+    }
+
+    /// Removes its credentials from the request, which goes on to the origin, whoever has identified the caller.
+    fn strip(&self, head: &mut RequestHeader);
+
+    /// What a refusal asks for (RFC 9110, section 11.6.1).
+    fn challenge(&self) -> Option<HeaderValue>;
+
+    /// Whether it only steps in when no credentials were presented.
+    fn is_fallback(&self) -> bool {
+        false
+    }
+}
+
+/// The headers that tell an origin who calls.
+pub type IdentityHeaders = Arc<[(HeaderName, Template)]>;
+
+/// All of a route's filters that authenticate, as one step.
+pub struct Gate {
+    /// Those that only step in for the others come last.
+    authenticators: Box<[Arc<dyn Authenticator>]>,
+    /// Whether a caller without credentials may pass.
+    optional: bool,
+    require: Require,
+    headers: IdentityHeaders,
+}
+
+impl Gate {
+    pub fn new(
+        mut authenticators: Vec<Arc<dyn Authenticator>>,
+        access: Option<Access>,
+        require: Require,
+        headers: IdentityHeaders,
+    ) -> Self {
+        authenticators.sort_by_key(|authenticator| authenticator.is_fallback());
+        let optional = access == Some(Access::Open);
+        Gate { authenticators: authenticators.into(), optional, require, headers }
+    }
+
+    /// Goes on with what the filters have found, the outcomes in their order.
+    fn conclude(&self, request: &mut Request<'_>, outcome: Outcome) -> Flow {
+        // All of them, also those that nobody asked: what a caller proves its identity with is not for the origin.
+        self.authenticators.iter().for_each(|authenticator| authenticator.strip(request.head));
+        match outcome {
+            Outcome::Identified(identity) => {
+                request.exchange.identity = Some(identity);
+                self.tell_origin(request);
+                Flow::Continue
+            }
+            Outcome::Nobody if self.optional => Flow::Continue,
+            Outcome::Nobody => Flow::Refuse(self.refusal(Reason::Unauthenticated)),
+            Outcome::Invalid(why) => {
+                request.exchange.cause = Some(why);
+                Flow::Refuse(self.refusal(Reason::InvalidCredentials))
+            }
+            Outcome::Invite(answer) if !self.optional => Flow::Answer(answer),
+            Outcome::Invite(_) => Flow::Continue,
+            Outcome::Unavailable(error) => Flow::Refuse(error),
+        }
+    }
+
+    fn tell_origin(&self, request: &mut Request<'_>) {
+        let mut text = String::new();
+        for (name, template) in self.headers.iter() {
+            let value = match template.is_consumer() {
+                true => {
+                    request.exchange.identity.as_ref().and_then(|id| Some(id.consumer.as_ref()?.name_value().clone()))
+                }
+                false => {
+                    text.clear();
+                    template.render(
+                        &Scope { exchange: request.exchange, request: request.head, response: None },
+                        &mut text,
+                    );
+                    // A claim that no header can hold is left out rather than mangled.
+                    Some(&text).filter(|text| !text.is_empty()).and_then(|text| HeaderValue::from_str(text).ok())
+                }
+            };
+            if let Some(value) = value {
+                let _ = request.head.insert_header(name.clone(), value);
+            }
+        }
+    }
+
+    fn refusal(&self, reason: Reason) -> Error {
+        let challenges = self.authenticators.iter().filter_map(|authenticator| authenticator.challenge());
+        challenges.fold(Error::new(reason), |error, challenge| error.header(WWW_AUTHENTICATE, challenge))
+    }
+}
+
+/// What all filters together have found.
+enum Outcome {
+    Identified(Identity),
+    Nobody,
+    Invalid(&'static str),
+    Invite(Answer),
+    Unavailable(Error),
+}
+
+/// Puts verdicts together as they come.
+struct Tally {
+    require: Require,
+    found: Option<Identity>,
+    missing: bool,
+    invalid: Option<&'static str>,
+    invite: Option<Answer>,
+    unavailable: Option<Error>,
+}
+
+impl Tally {
+    fn new(require: Require) -> Self {
+        Tally { require, found: None, missing: false, invalid: None, invite: None, unavailable: None }
+    }
+
+    /// Whether the authenticator has anything to say, after what was found so far.
+    fn wants(&self, authenticator: &dyn Authenticator) -> bool {
+        // Whoever presents bad credentials is not anonymous: the caller would not learn that they are bad.
+        !authenticator.is_fallback() || (self.found.is_none() && self.invalid.is_none() && self.unavailable.is_none())
+    }
+
+    /// Takes a verdict; true once nothing can change the outcome any more.
+    fn add(&mut self, verdict: Verdict) -> bool {
+        match verdict {
+            Verdict::Identified(identity) => {
+                match &mut self.found {
+                    None => self.found = Some(identity),
+                    Some(found) => {
+                        if !merge(found, identity) {
+                            self.invalid = Some("the credentials are of different consumers");
+                        }
+                    }
+                }
+                return self.require == Require::Any;
+            }
+            Verdict::Absent | Verdict::Wait => self.missing = true,
+            Verdict::Invalid(why) => self.invalid = self.invalid.or(Some(why)),
+            Verdict::Invite(answer) => {
+                self.missing = true;
+                self.invite.get_or_insert(answer);
+            }
+            Verdict::Unavailable(error) => self.unavailable = self.unavailable.take().or(Some(error)),
+        }
+        false
+    }
+
+    fn outcome(self) -> Outcome {
+        let complete =
+            self.require == Require::Any || (!self.missing && self.invalid.is_none() && self.unavailable.is_none());
+        match (self.found, self.unavailable, self.invalid, self.invite) {
+            (Some(identity), ..) if complete => Outcome::Identified(identity),
+            (_, Some(error), ..) => Outcome::Unavailable(error),
+            (_, _, Some(why), _) => Outcome::Invalid(why),
+            (_, _, _, Some(answer)) => Outcome::Invite(answer),
+            // With `all`, one kind of credentials alone is as good as bad ones.
+            (Some(_), ..) => Outcome::Invalid("not all of the credentials that are required were presented"),
+            (None, None, None, None) => Outcome::Nobody,
+        }
+    }
+}
+
+/// Adds what a second filter knows of the caller; false if they do not agree on who it is.
+fn merge(found: &mut Identity, other: Identity) -> bool {
+    if let (Some(one), Some(two)) = (&found.consumer, &other.consumer)
+        && one.key != two.key
+    {
+        return false;
+    }
+    found.consumer = found.consumer.take().or(other.consumer);
+    found.claims = found.claims.take().or(other.claims);
+    true
+}
+
+#[async_trait]
+impl OnRequestPerhaps for Gate {
+    fn on_request(&self, request: &mut Request<'_>) -> Option<Flow> {
+        let mut tally = Tally::new(self.require);
+        for authenticator in &self.authenticators {
+            if !tally.wants(&**authenticator) {
+                continue;
+            }
+            let verdict = authenticator.authenticate(request);
+            if matches!(verdict, Verdict::Wait) {
+                return None;
+            }
+            if tally.add(verdict) {
+                break;
+            }
+        }
+        Some(self.conclude(request, tally.outcome()))
+    }
+
+    async fn wait(&self, request: &mut Request<'_>) -> Flow {
+        let mut tally = Tally::new(self.require);
+        for authenticator in &self.authenticators {
+            if !tally.wants(&**authenticator) {
+                continue;
+            }
+            let verdict = match authenticator.authenticate(request) {
+                Verdict::Wait => authenticator.authenticate_later(request).await,
+                verdict => verdict,
+            };
+            if tally.add(verdict) {
+                break;
+            }
+        }
+        self.conclude(request, tally.outcome())
+    }
+}
