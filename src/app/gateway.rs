@@ -15,8 +15,9 @@ use super::{inspect, low_priority};
 use crate::config::watch::Watch;
 use crate::config::{Config, Loaded, Problems};
 use crate::control::admin::Views;
+use crate::filters::lasting::Lasting;
 use crate::listener::{Ending, ListenerState, Settings};
-use crate::snapshot::{Published, Snapshot, compile};
+use crate::snapshot::{Ground, Published, Snapshot, compile};
 use crate::telemetry::metrics::{BreakerState as BreakerMetric, Gathered, Metrics, Source};
 use crate::telemetry::{Plan, Telemetry};
 use crate::upstream::discovery::dns::{Resolver, ResolverConfig};
@@ -33,11 +34,12 @@ pub struct Gateway {
     pub mirror: Mirror,
     /// For what does not go through Pingora's proxying: copies of requests, and upgrades.
     pub connector: Arc<Connector>,
+    lasting: Arc<Lasting>,
     resolver: Resolver,
     supervisor: Supervisor,
     revision: AtomicU64,
     watch: ArcSwapOption<Watch>,
-    /// Health checks, name resolution and mirrored requests run here, so that they never take a worker's time.
+    /// Health checks, name resolution, mirrored requests and what filters need run here, so that they never take a worker's time.
     runtime: tokio::runtime::Runtime,
 }
 
@@ -61,7 +63,15 @@ impl Gateway {
             problems
         };
         let metrics = Metrics::new(Registry::new()).map_err(|error| internal(format!("metrics: {error}")))?;
-        let snapshot = compile(config, inspect::around(loaded), &metrics, None, &mut problems);
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("background")
+            .enable_all()
+            .build()
+            .map_err(|error| internal(format!("cannot start the background runtime: {error}")))?;
+        let lasting = Arc::new(Lasting::new(Some(runtime.handle().clone())));
+        let ground = Ground { around: inspect::around(loaded), metrics: &metrics, lasting: &lasting };
+        let snapshot = compile(config, ground, None, &mut problems);
         let mut listeners = BTreeMap::new();
         for (name, listener) in &config.listeners {
             let place = format!("listeners.{name}");
@@ -81,12 +91,6 @@ impl Gateway {
         telemetry.metrics().reload_succeeded();
         warn(loaded);
 
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("background")
-            .enable_all()
-            .build()
-            .map_err(|error| internal(format!("cannot start the background runtime: {error}")))?;
         let resolver = Resolver::new(dns, runtime.handle().clone());
         let supervisor = Supervisor::new(runtime.handle().clone(), resolver.clone(), Arc::new(Connectors::new()));
         let connector = Arc::new(Connector::new(None));
@@ -99,6 +103,7 @@ impl Gateway {
             listeners,
             mirror,
             connector,
+            lasting,
             resolver,
             supervisor,
             watch: ArcSwapOption::empty(),
@@ -124,8 +129,9 @@ impl Gateway {
         let config = &loaded.config;
         let mut problems = Problems::default();
         let current = self.published.current();
-        let snapshot =
-            compile(config, inspect::around(&loaded), self.telemetry.metrics(), Some(&current), &mut problems);
+        let around = inspect::around(&loaded);
+        let ground = Ground { around, metrics: self.telemetry.metrics(), lasting: &self.lasting };
+        let snapshot = compile(config, ground, Some(&current), &mut problems);
         inspect::check_listeners(config, &mut problems);
         let mut listeners = Vec::new();
         for (name, listener) in &config.listeners {

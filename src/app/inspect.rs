@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use prometheus::Registry;
 
@@ -13,7 +13,7 @@ use crate::config::{
 use crate::filters::REGISTRY;
 use crate::filters::chain::Place;
 use crate::listener::{self, ListenerState};
-use crate::snapshot::{Route, Snapshot, compile};
+use crate::snapshot::{Ground, Route, Snapshot, compile};
 use crate::telemetry::Plan;
 use crate::telemetry::metrics::Metrics;
 use crate::upstream::Surroundings;
@@ -63,7 +63,10 @@ fn examine(loaded: &Loaded<Config>) -> (Option<Snapshot>, Problems) {
     let config = &loaded.config;
     let mut problems = Problems::default();
     let snapshot = match Metrics::new(Registry::new()) {
-        Ok(metrics) => compile(config, around(loaded), &metrics, None, &mut problems),
+        Ok(metrics) => {
+            let ground = Ground { around: around(loaded), metrics: &metrics, lasting: &Arc::default() };
+            compile(config, ground, None, &mut problems)
+        }
         Err(error) => {
             problems.add("(metrics)", error.to_string());
             None

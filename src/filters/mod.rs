@@ -8,6 +8,7 @@ pub mod authenticate;
 pub mod authorise;
 pub mod chain;
 pub mod filter;
+pub mod lasting;
 pub mod registry;
 pub mod stage;
 pub mod traffic;

@@ -6,6 +6,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::de::DeserializeOwned;
 
 use super::filter::Compiled;
+use super::lasting::Lasting;
 use super::stage::Stage;
 use crate::config::Problems;
 use crate::identity::Directory;
@@ -32,12 +33,13 @@ pub struct Site<'a> {
     pub around: Surroundings<'a>,
     /// Who may call.
     pub directory: &'a Arc<Directory>,
+    pub lasting: &'a Arc<Lasting>,
 }
 
 impl<'a> Site<'a> {
     /// A place at or below this one, for what is compiled as a part of it.
     pub fn at<'b>(&'b mut self, path: &'b str) -> Site<'b> {
-        Site { path, problems: self.problems, around: self.around, directory: self.directory }
+        Site { path, problems: self.problems, around: self.around, directory: self.directory, lasting: self.lasting }
     }
 }
 
@@ -46,8 +48,8 @@ impl<'a> Site<'a> {
 pub(super) fn compile_alone<F: FilterKind>(config: F::Config) -> (Option<Compiled>, Problems) {
     let mut problems = Problems::default();
     let around = Surroundings { folder: std::path::Path::new("."), environment: &|_| None };
-    let directory = Arc::default();
-    let mut site = Site { path: F::NAME, problems: &mut problems, around, directory: &directory };
+    let (directory, lasting) = Default::default();
+    let mut site = Site { path: F::NAME, problems: &mut problems, around, directory: &directory, lasting: &lasting };
     (F::compile(config, &mut site), problems)
 }
 

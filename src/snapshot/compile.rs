@@ -11,6 +11,7 @@ use crate::config::{self, Config, FilterEntry, Problems};
 use crate::filters::authenticate::IdentityHeaders;
 use crate::filters::chain::{Attached, Chain, Place, Rules, attach};
 use crate::filters::filter::RequestStep;
+use crate::filters::lasting::Lasting;
 use crate::filters::registry::{Site, compile_backend};
 use crate::identity::{Directory, ServiceId};
 use crate::routing::{self, Router};
@@ -19,22 +20,30 @@ use crate::telemetry::metrics::Metrics;
 use crate::upstream::{Surroundings, Upstream};
 use crate::variables::Template;
 
+/// What a configuration is compiled upon.
+#[derive(Clone, Copy)]
+pub struct Ground<'a> {
+    pub around: Surroundings<'a>,
+    pub metrics: &'a Metrics,
+    pub lasting: &'a Arc<Lasting>,
+}
+
 /// Compiles a configuration. Health, counters and circuit state of `previous` go on by name. Changes nothing outside
 /// what it returns, so a configuration with problems leaves no trace.
 pub fn compile(
     config: &Config,
-    around: Surroundings<'_>,
-    metrics: &Metrics,
+    ground: Ground<'_>,
     previous: Option<&Snapshot>,
     problems: &mut Problems,
 ) -> Option<Snapshot> {
+    let Ground { around, metrics, lasting } = ground;
     let before = problems.0.len();
-    let origins = compile_origins(config, around, metrics, previous, problems);
+    let origins = compile_origins(config, ground, previous, problems);
     let directory = Arc::new(Directory::compile(config, around.folder, around.environment, problems));
     let headers = identity_headers(config, problems);
     let mut owned: Vec<HeaderName> = headers.iter().map(|(name, _)| name.clone()).collect();
     let mut attach = |place, entries: &[FilterEntry], path: &str, problems: &mut Problems| {
-        let attached = attach(place, entries, &mut Site { path, problems, around, directory: &directory });
+        let attached = attach(place, entries, &mut Site { path, problems, around, directory: &directory, lasting });
         owned.extend(attached.iter().flat_map(|filter| filter.owned_headers()).cloned());
         attached
     };
@@ -67,7 +76,7 @@ pub fn compile(
             matches.push(written_match(service_name, service, route_name, route, &path));
             let backend = {
                 let path = format!("{path}.backend");
-                let site = Site { path: &path, problems, around, directory: &directory };
+                let site = Site { path: &path, problems, around, directory: &directory, lasting };
                 compile_backend_of(config, &route.backend, &origins, site)
             };
             let mirror = route.mirror.as_ref().and_then(|mirror| {
@@ -93,7 +102,7 @@ pub fn compile(
 }
 
 /// What origins are told of callers: the names of the headers, and their texts.
-pub fn identity_headers(config: &Config, problems: &mut Problems) -> IdentityHeaders {
+fn identity_headers(config: &Config, problems: &mut Problems) -> IdentityHeaders {
     let mut headers = Vec::new();
     for (name, text) in &config.identity.headers {
         let path = format!("identity.headers.{name}");
@@ -123,8 +132,7 @@ fn written_match(
 
 fn compile_origins(
     config: &Config,
-    around: Surroundings<'_>,
-    metrics: &Metrics,
+    ground: Ground<'_>,
     previous: Option<&Snapshot>,
     problems: &mut Problems,
 ) -> BTreeMap<String, Arc<Origin>> {
@@ -132,8 +140,8 @@ fn compile_origins(
     for (name, written) in &config.upstreams {
         let before = previous.and_then(|previous| previous.origins.get(name)).map(|origin| &origin.upstream);
         let path = format!("upstreams.{name}");
-        if let Some(upstream) = Upstream::compile(name, written, before, around, &path, problems) {
-            let metrics = metrics.upstream(upstream.name());
+        if let Some(upstream) = Upstream::compile(name, written, before, ground.around, &path, problems) {
+            let metrics = ground.metrics.upstream(upstream.name());
             origins.insert(name.clone(), Arc::new(Origin { upstream, metrics }));
         }
     }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use http::HeaderName;
 
-pub use compile::{compile, identity_headers};
+pub use compile::{Ground, compile};
 pub use split::Split;
 
 use crate::config::units::Share;

@@ -268,7 +268,7 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines.len(), 2);
-        assert!(lines[0].starts_with("{\"time\":") && lines[1].starts_with("2001:db8::1 - - ["), "{text}");
+        assert!(lines[0].starts_with("{\"time\":") && lines[1].starts_with("2001:db8::1 - mobile ["), "{text}");
     }
 
     #[test]
