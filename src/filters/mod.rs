@@ -9,6 +9,7 @@ pub mod authorise;
 pub mod chain;
 pub mod filter;
 pub mod lasting;
+pub mod limit;
 pub mod registry;
 pub mod stage;
 pub mod traffic;

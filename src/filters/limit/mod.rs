@@ -1,0 +1,3 @@
+//! How much a caller may have at once, and of what.
+
+pub mod key;
