@@ -69,7 +69,10 @@ reasons! {
     UriTooLong = "uri_too_long", 414, Client, "Request target too long", "http_request_denied";
     /// The host is not one that this connection's certificate was chosen for (RFC 9110, section 15.5.20).
     Misdirected = "misdirected", 421, Client, "Misdirected request", "http_request_denied";
-    TooManyRequests = "too_many_requests", 429, Client, "Too many requests", "http_request_denied";
+    /// Too many requests in too short a time.
+    RateLimited = "rate_limited", 429, Client, "Rate limit exceeded", "http_request_denied";
+    /// As many requests as the caller may make in this period.
+    QuotaExceeded = "quota_exceeded", 429, Client, "Quota exceeded", "http_request_denied";
     HeadersTooLarge = "headers_too_large", 431, Client, "Request headers too large", "http_request_denied";
     /// The client left before the answer was complete; nothing can be sent.
     ClientClosed = "client_closed", 499, Client, "Client closed the connection", "http_request_error";

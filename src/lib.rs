@@ -4,6 +4,7 @@
 //! - [`config`]: what the user wrote; strict, documented, without behaviour.
 //! - [`routing`]: from host, path and predicates to a route.
 //! - [`identity`]: consumers, and what they are found by.
+//! - [`limits`]: rates and quotas, and where what was used is counted.
 //! - [`upstream`]: the origin side: targets, balance, health, retries.
 //! - [`filters`]: one policy each, in one ordered registry.
 //! - [`snapshot`]: the immutable compiled form of a configuration that requests run on.
@@ -23,6 +24,7 @@ pub mod demo_origin;
 pub mod error;
 pub mod filters;
 pub mod identity;
+pub mod limits;
 pub mod listener;
 pub mod proxy;
 pub mod routing;

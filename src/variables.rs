@@ -11,6 +11,7 @@
 //! | `${consumer}` `${consumer.team}` `${consumer.label.NAME}` | who calls, once a filter has found out |
 //! | `${credential}` `${anonymous}` | kind and id of what it proved that with; `true` if it proved nothing and was let in |
 //! | `${claim.NAME}` | what its token says; nested ones with dots, lists joined by `,` |
+//! | `${limit}` | the limit that was hit |
 //! | `${path.NAME}` | what the `{NAME}` of the route's path matched |
 //! | `${client.address}` | the client's IP address, behind trusted proxies |
 //! | `${scheme}` `${host}` `${port}` `${listener}` | where the request came in |
@@ -99,6 +100,7 @@ variables! {
     ConsumerTeam = "consumer.team",
     Credential = "credential",
     Anonymous = "anonymous",
+    Limit = "limit",
     Scheme = "scheme",
     Host = "host",
     Port = "port",
@@ -443,6 +445,7 @@ impl Variable {
                 let anonymous = exchange.identity.as_ref().is_some_and(|identity| identity.anonymous);
                 sink.optional(anonymous.then_some(b"true"));
             }
+            Variable::Limit => sink.optional(exchange.limit.as_ref().map(|limit| limit.as_bytes())),
             Variable::Claim(name) => {
                 let claims = exchange.identity.as_ref().and_then(|identity| identity.claims.as_ref());
                 sink.named(name.as_bytes(), claims.and_then(|claims| claims.text(name)).as_deref().map(str::as_bytes));
@@ -602,6 +605,7 @@ mod tests {
             ("credential", "api_key:00000000000000ff"),
             ("anonymous", "true"),
             ("claim.email", "a@example.com"),
+            ("limit", ""),
             ("scheme", "https"),
             ("host", "api.example.com"),
             ("port", "8443"),
@@ -625,7 +629,7 @@ mod tests {
         assert_eq!(render("${time}", &scope).len(), 24);
         assert!(render("${time.unix}", &scope).parse::<u64>().unwrap() > 1_700_000_000);
         assert!(!render("${hostname}", &scope).is_empty());
-        let tested = 31 + 3;
+        let tested = 32 + 3;
         assert!(WORDS.len() <= tested, "a new variable needs a line above");
     }
 

@@ -16,6 +16,8 @@ use crate::config::watch::Watch;
 use crate::config::{Config, Loaded, Problems};
 use crate::control::admin::Views;
 use crate::filters::lasting::Lasting;
+use crate::filters::limit::usage::Shown;
+use crate::identity::Consumer;
 use crate::listener::{Ending, ListenerState, Settings};
 use crate::snapshot::{Ground, Published, Snapshot, compile};
 use crate::telemetry::metrics::{BreakerState as BreakerMetric, Gathered, Metrics, Source};
@@ -24,6 +26,9 @@ use crate::upstream::discovery::dns::{Resolver, ResolverConfig};
 use crate::upstream::mirror::{Mirror, MirrorSettings};
 use crate::upstream::probe::Connectors;
 use crate::upstream::{BreakerState, Moment, Supervisor, Upstream};
+
+/// Consumers in one answer of `/usage`.
+const USAGE_PAGE: usize = 1000;
 
 /// Everything that lives as long as the process.
 pub struct Gateway {
@@ -81,6 +86,7 @@ impl Gateway {
         inspect::check_listeners(config, &mut problems);
         let plan = inspect::telemetry_plan(config, &mut problems);
         let dns = ResolverConfig::compile(&config.dns, "dns", &mut problems);
+        open_usage(snapshot.as_ref(), loaded, &lasting, &mut problems);
         let (Some(snapshot), Some(plan), true) = (snapshot, plan, problems.is_empty()) else {
             return Err(placed(problems, loaded));
         };
@@ -150,6 +156,7 @@ impl Gateway {
         }
         let plan = inspect::telemetry_plan(config, &mut problems);
         let dns = ResolverConfig::compile(&config.dns, "dns", &mut problems);
+        open_usage(snapshot.as_ref(), &loaded, &self.lasting, &mut problems);
         match (snapshot, plan, problems.is_empty()) {
             (Some(snapshot), Some(telemetry), true) => {
                 warn(&loaded);
@@ -207,6 +214,12 @@ impl Gateway {
         self.listeners.values().map(|listener| listener.counters.active()).sum()
     }
 
+    /// Writes what was used of quotas, before the process ends.
+    pub fn keep_usage(&self) {
+        // A failure is logged and counted where it happens.
+        let _ = self.lasting.quotas.flush();
+    }
+
     pub fn reopen_logs(&self) {
         self.telemetry.reopen_log();
     }
@@ -228,7 +241,40 @@ impl Views for Gateway {
                 })
             })
             .collect();
-        json!({ "routes": snapshot.routes.len(), "listeners": listeners, "upstreams": upstreams })
+        let usage_store = self.lasting.quotas.state().failure().unwrap_or_else(|| "ok".to_owned());
+        json!({
+            "routes": snapshot.routes.len(),
+            "consumers": snapshot.directory.consumers().count(),
+            "listeners": listeners,
+            "upstreams": upstreams,
+            "usage_store": usage_store,
+        })
+    }
+
+    fn usage(&self, consumer: Option<&str>, after: &str) -> Option<serde_json::Value> {
+        let snapshot = self.published.current();
+        let of = |consumer: &Consumer| -> Vec<Shown> {
+            snapshot.limits.iter().flat_map(|limit| limit.shown(consumer)).collect()
+        };
+        let entry = |consumer: &Consumer, limits: Vec<Shown>| {
+            let limits: Vec<_> = limits.iter().map(Shown::json).collect();
+            json!({ "consumer": consumer.name(), "limits": limits })
+        };
+        if let Some(name) = consumer {
+            let consumer = snapshot.directory.consumer(name)?;
+            return Some(json!({ "consumers": [entry(consumer, of(consumer))] }));
+        }
+        let mut names: Vec<_> = snapshot.directory.consumers().filter(|consumer| consumer.name() > after).collect();
+        names.sort_by(|a, b| a.name().cmp(b.name()));
+        let used = names.into_iter().map(|consumer| (consumer, of(consumer)));
+        let mut used = used.filter(|(_, limits)| limits.iter().any(Shown::is_touched));
+        let page: Vec<_> = used.by_ref().take(USAGE_PAGE).map(|(consumer, limits)| entry(consumer, limits)).collect();
+        let next = page.last().filter(|_| used.next().is_some()).map(|last| last["consumer"].clone());
+        let mut document = json!({ "consumers": page });
+        if let Some(next) = next {
+            document["after"] = next;
+        }
+        Some(document)
     }
 
     fn metrics(&self) -> String {
@@ -259,6 +305,13 @@ impl Source for StateMetrics {
         let [resolutions, failures, denials] =
             [&dns.resolutions, &dns.failures, &dns.denials].map(|count| count.load(Ordering::Relaxed));
         out.dns(resolutions, failures, denials);
+        for (limit, refused, warned) in gateway.lasting.counters.read() {
+            out.limit(&limit, refused, warned);
+        }
+        let usage = gateway.lasting.quotas.state();
+        let [writes, failures] = [&usage.writes, &usage.failures].map(|count| count.load(Ordering::Relaxed));
+        out.usage_store(writes, failures);
+        out.callers(gateway.lasting.rates.callers() as u64);
         for (name, listener) in &gateway.listeners {
             out.connections_active(name, listener.counters.active() as u64);
             out.connections_accepted(name, listener.counters.accepted());
@@ -295,6 +348,18 @@ async fn drop_when_unused(snapshot: Arc<Snapshot>) {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let _ = tokio::task::spawn_blocking(move || drop(snapshot)).await;
+}
+
+/// Opens the store that a configuration with quotas needs, if everything else in it is right.
+fn open_usage(snapshot: Option<&Snapshot>, loaded: &Loaded<Config>, lasting: &Lasting, problems: &mut Problems) {
+    let counts = snapshot.is_some_and(|snapshot| snapshot.limits.iter().any(|limit| limit.counts()));
+    if !counts || !problems.is_empty() {
+        return;
+    }
+    let usage = &loaded.config.usage;
+    if let Err(message) = lasting.open_usage(&loaded.folder.join(&usage.file), usage.interval.get()) {
+        problems.add("usage.file", message);
+    }
 }
 
 fn warn(loaded: &Loaded<Config>) {

@@ -1,12 +1,13 @@
 //! Who calls: consumers with their credentials and subscriptions, plans, and how an identity is told to origins.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::reference::SecretRef;
-use super::units::{QuotaAmount, Rates, Timestamp};
+use super::units::{Duration, QuotaAmount, Rates, Share, Timestamp};
 
 /// An application that calls.
 ///
@@ -158,8 +159,30 @@ pub struct Plan {
     pub rate: Option<Rates>,
     /// Requests in a calendar period, such as `1000000/month`.
     pub quota: Option<QuotaAmount>,
+    /// From this share of the quota on, callers are warned.
+    pub soft: Option<Share>,
     /// Where the quota's periods begin and end: a name of the IANA database. Default: UTC.
     pub time_zone: Option<String>,
+}
+
+/// Where what was used of quotas is kept.
+///
+/// ```yaml
+/// usage: { file: /var/lib/headgate/usage.db, interval: 1s }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Usage {
+    /// A SQLite database, made if there is none. Default: `usage.db` beside the configuration.
+    pub file: PathBuf,
+    /// How often what was used is written: the most that a crash can lose.
+    pub interval: Duration,
+}
+
+impl Default for Usage {
+    fn default() -> Self {
+        Usage { file: "usage.db".into(), interval: Duration::from_secs(1) }
+    }
 }
 
 /// How callers are known, and what origins are told of them.

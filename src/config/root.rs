@@ -6,7 +6,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
-use super::consumer::{Consumer, Identity, Plan};
+use super::consumer::{Consumer, Identity, Plan, Usage};
 use super::dns::Dns;
 use super::filter_entry::FilterEntry;
 use super::listener::Listener;
@@ -58,6 +58,9 @@ pub struct Config {
     /// How callers are known, and what origins are told of them.
     #[serde(default)]
     pub identity: Identity,
+    /// Where what was used of quotas is kept. Read at the start only.
+    #[serde(default)]
+    pub usage: Usage,
 }
 
 impl Config {

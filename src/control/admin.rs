@@ -16,6 +16,9 @@ use super::reload::Reloader;
 pub trait Views: Send + Sync {
     /// Members of `/status` beside the phase and the last reload.
     fn status(&self) -> serde_json::Value;
+    /// What a consumer, or each one that has used something, has used and has left; `None` if there is no such consumer.
+    /// Many come in pages: `after` is the last name of the page before.
+    fn usage(&self, consumer: Option<&str>, after: &str) -> Option<serde_json::Value>;
     /// The Prometheus text format.
     fn metrics(&self) -> String;
 }
@@ -33,6 +36,7 @@ const INDEX: &str = "headgate admin\n\n\
     GET  /livez    200 while the process runs\n\
     GET  /readyz   200 while it wants traffic, else 503\n\
     GET  /status   revision, last reload, listeners, upstream health (JSON)\n\
+    GET  /usage    what consumers have used and have left (JSON); ?consumer=NAME for one\n\
     GET  /metrics  Prometheus metrics\n\
     POST /reload   load the configuration again; 422 with every problem if it is refused\n";
 
@@ -58,6 +62,7 @@ impl ServeHttp for Admin {
                 Phase::Draining => text(StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
             },
             (&Method::GET, "/status") => json(StatusCode::OK, &self.status()),
+            (&Method::GET, "/usage") => self.usage(head.uri.query().unwrap_or_default()).await,
             (&Method::GET, "/metrics") => {
                 answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", self.views.metrics().into_bytes())
             }
@@ -66,7 +71,7 @@ impl ServeHttp for Admin {
             }
             (&Method::POST, "/reload") => self.reload().await,
             (_, "/reload") => not_allowed("POST"),
-            (_, "/" | "/livez" | "/readyz" | "/status" | "/metrics") => not_allowed("GET"),
+            (_, "/" | "/livez" | "/readyz" | "/status" | "/usage" | "/metrics") => not_allowed("GET"),
             _ => text(StatusCode::NOT_FOUND, "no such page; GET / lists them\n"),
         }
     }
@@ -91,6 +96,22 @@ impl Admin {
             "problems": last.problems.0.iter().map(ToString::to_string).collect::<Vec<_>>(),
         });
         status
+    }
+
+    async fn usage(&self, query: &str) -> Response<Vec<u8>> {
+        let parameter = |name: &str| {
+            let value = query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='));
+            // Names of consumers need no encoding.
+            value.map(str::to_owned)
+        };
+        let (consumer, after) = (parameter("consumer"), parameter("after").unwrap_or_default());
+        let views = self.views.clone();
+        // With very many consumers it takes a while, and this thread answers the health checks.
+        match tokio::task::spawn_blocking(move || views.usage(consumer.as_deref(), &after)).await {
+            Ok(Some(usage)) => json(StatusCode::OK, &usage),
+            Ok(None) => text(StatusCode::NOT_FOUND, "there is no such consumer\n"),
+            Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the usage could not be read\n"),
+        }
     }
 
     async fn reload(&self) -> Response<Vec<u8>> {

@@ -8,6 +8,8 @@ use super::authenticate::{Gate, IdentityHeaders};
 use super::authorise::subscription::Subscribed;
 use super::filter::{Compiled, OnResponse, RequestStep};
 use super::find;
+use super::limit::plan::Plans;
+use super::limit::usage::Limit;
 use super::registry::Site;
 use super::stage::Stage;
 use crate::config::FilterEntry;
@@ -42,6 +44,11 @@ pub struct Attached {
 }
 
 impl Attached {
+    /// What consumers can be shown of it.
+    pub fn limit(&self) -> Option<&Arc<dyn Limit>> {
+        self.compiled.limit.as_ref()
+    }
+
     /// Headers that only the gateway may set.
     pub fn owned_headers(&self) -> &[HeaderName] {
         &self.compiled.owned_headers
@@ -72,6 +79,8 @@ pub struct Rules {
     pub require: Require,
     /// What origins are told of callers.
     pub headers: IdentityHeaders,
+    /// What the plans of its subscribers allow.
+    pub plans: Option<Arc<Plans>>,
 }
 
 /// The filters of one route, ready to run.
@@ -109,6 +118,11 @@ impl Chain {
         if rules.access == Some(Access::Subscribers) {
             request.push(RequestStep::Now(Arc::new(Subscribed { service: rules.service })));
         }
+        let (before, after) = after.split_at(after.partition_point(|f| f.stage < Stage::Limit));
+        request.extend(before.iter().filter_map(|f| f.compiled.request.clone()));
+        // Before the filters that limit: what a subscription allows is narrower than what protects a service.
+        let plans = rules.plans.clone().filter(|_| authenticates);
+        request.extend(plans.map(|plans| RequestStep::Now(plans)));
         request.extend(after.iter().filter_map(|f| f.compiled.request.clone()));
         Chain {
             request: request.into(),
@@ -135,7 +149,8 @@ mod tests {
             filter("headers", Stage::Transform, Place::Route),
             filter("ip_restriction", Stage::Guard, Place::Route),
         ];
-        let rules = Rules { service: ServiceId(0), access: None, require: Require::Any, headers: Arc::new([]) };
+        let rules =
+            Rules { service: ServiceId(0), access: None, require: Require::Any, headers: Arc::new([]), plans: None };
         let chain = Chain::join(&[&outer, &inner], &rules);
         let order: Vec<_> = chain.filters.iter().map(|(name, _, place)| (*name, *place)).collect();
         assert_eq!(

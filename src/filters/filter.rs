@@ -7,10 +7,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use pingora::http::{RequestHeader, ResponseHeader};
 
 use super::authenticate::Authenticator;
+use super::limit::usage::Limit;
 use crate::error::{Error, Result};
 use crate::telemetry::exchange::Exchange;
 use crate::upstream::Timeouts;
@@ -63,6 +64,8 @@ pub struct Controls {
     pub response_body: Vec<Box<dyn BodyTransform>>,
     /// Set where the client cannot receive trailers: they become the end of the body.
     pub trailers_in_body: Option<Box<dyn TrailersInBody>>,
+    /// Sent with the answer, whoever makes it.
+    pub answer_headers: Vec<(HeaderName, HeaderValue)>,
     /// Kept until the exchange has ended, whichever way it does: their end gives back what they stand for.
     pub held: Vec<Box<dyn Send + Sync>>,
 }
@@ -125,6 +128,8 @@ pub struct Compiled {
     pub response: Option<Arc<dyn OnResponse>>,
     /// Finds out who calls; a route's chain puts all of them together into one step.
     pub authenticator: Option<Arc<dyn Authenticator>>,
+    /// What consumers can be shown of it.
+    pub limit: Option<Arc<dyn Limit>>,
     /// Headers that only the gateway may set: what clients send under these names is dropped on every route.
     pub owned_headers: Vec<HeaderName>,
 }
@@ -140,6 +145,12 @@ impl Compiled {
 
     pub fn authenticator(filter: impl Authenticator + 'static) -> Self {
         Compiled { authenticator: Some(Arc::new(filter)), ..Compiled::default() }
+    }
+
+    /// A limit that consumers can be shown their part of.
+    pub fn limit(filter: impl OnRequest + Limit + 'static) -> Self {
+        let filter = Arc::new(filter);
+        Compiled { request: Some(RequestStep::Now(filter.clone())), limit: Some(filter), ..Compiled::default() }
     }
 
     /// With headers that only the gateway may set.

@@ -194,7 +194,7 @@ impl<'a> Compiler<'a> {
 
     fn consumer(&mut self, name: &str, consumer: &'a written::Consumer, path: &str) -> Consumer {
         let team = consumer.team.as_deref().map(|team| {
-            let make = || Arc::new(Team { name: team.into(), key: limit_key("team", team) });
+            let make = || Arc::new(Team { name: team.into(), key: limit_key(&format!("team:{team}")) });
             self.teams.entry(team).or_insert_with(make).clone()
         });
         let profile = Profile {
@@ -213,7 +213,7 @@ impl<'a> Compiler<'a> {
         // The schema lets only ASCII pass.
         let value = HeaderValue::from_maybe_shared(Bytes::copy_from_slice(name.as_bytes()));
         let name_value = value.unwrap_or(HeaderValue::from_static("-"));
-        Consumer { name: name_value, key: limit_key("consumer", name), team, profile, subscriptions }
+        Consumer { name: name_value, key: limit_key(&format!("consumer:{name}")), team, profile, subscriptions }
     }
 
     fn subscription(&mut self, service: &str, written: &written::Subscription, path: &str) -> Option<Subscription> {
@@ -311,10 +311,10 @@ impl<'a> Compiler<'a> {
     }
 }
 
-/// Stands for a name in the keys of limits. The same in every snapshot of a process, so that counters go on by name;
-/// nobody who calls can choose it.
-fn limit_key(kind: &str, name: &str) -> u64 {
-    FixedState::with_seed(process_seed()).hash_one((kind, name))
+/// Stands for a caller, in words such as `consumer:mobile`, in the keys of limits. The same in every snapshot of a
+/// process, so that counters go on by name; nobody who calls can choose it.
+pub fn limit_key(words: &str) -> u64 {
+    FixedState::with_seed(process_seed()).hash_one(words)
 }
 
 fn process_seed() -> u64 {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use http::HeaderValue;
 
 pub use claims::Claims;
-pub use directory::{ApiKeyMatch, BasicAuthEntry, Directory, HmacEntry};
+pub use directory::{ApiKeyMatch, BasicAuthEntry, Directory, HmacEntry, limit_key};
 
 use crate::config::consumer::SubscriptionState;
 

@@ -66,6 +66,9 @@ pub async fn send_method_not_allowed(session: &mut Session, ctx: &mut Context, a
 
 /// Runs the response side of the route's filters; every answer passes here once, whoever made it.
 pub fn filter_response(session: &Session, ctx: &mut Context, head: &mut ResponseHeader) {
+    for (name, value) in ctx.controls.answer_headers.drain(..) {
+        let _ = head.append_header(name, value);
+    }
     let Some(snapshot) = ctx.snapshot.clone() else { return };
     let Some(route) = ctx.route(&snapshot) else { return };
     if route.chain.response.is_empty() {

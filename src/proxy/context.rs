@@ -81,6 +81,7 @@ impl Default for Context {
                 captures: Captures::default(),
                 identity: None,
                 certificate: None,
+                limit: None,
                 cause: None,
                 upstream: None,
                 target: None,

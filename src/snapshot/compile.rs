@@ -12,6 +12,8 @@ use crate::filters::authenticate::IdentityHeaders;
 use crate::filters::chain::{Attached, Chain, Place, Rules, attach};
 use crate::filters::filter::RequestStep;
 use crate::filters::lasting::Lasting;
+use crate::filters::limit::plan::Plans;
+use crate::filters::limit::usage::Limit;
 use crate::filters::registry::{Site, compile_backend};
 use crate::identity::{Directory, ServiceId};
 use crate::routing::{self, Router};
@@ -41,13 +43,16 @@ pub fn compile(
     let origins = compile_origins(config, ground, previous, problems);
     let directory = Arc::new(Directory::compile(config, around.folder, around.environment, problems));
     let headers = identity_headers(config, problems);
+    let mut limits: Vec<Arc<dyn Limit>> = Vec::new();
     let mut owned: Vec<HeaderName> = headers.iter().map(|(name, _)| name.clone()).collect();
     let mut attach = |place, entries: &[FilterEntry], path: &str, problems: &mut Problems| {
         let attached = attach(place, entries, &mut Site { path, problems, around, directory: &directory, lasting });
+        limits.extend(attached.iter().filter_map(|filter| filter.limit().cloned()));
         owned.extend(attached.iter().flat_map(|filter| filter.owned_headers()).cloned());
         attached
     };
     let gateway = attach(Place::Gateway, &config.filters, "filters", problems);
+    let mut plans_of_services = Vec::new();
     let mut routes = Vec::new();
     let mut matches = Vec::new();
     for (index, (service_name, service)) in config.services.iter().enumerate() {
@@ -55,8 +60,13 @@ pub fn compile(
         let filters = attach(Place::Service, &service.filters, &format!("{path}.filters"), problems);
         // What the routes of a service have alike they share: with many routes, requests then find it in the cache.
         let shared_name: Arc<str> = service_name.as_str().into();
+        let service_id = ServiceId(index as u32);
+        let mut site = Site { path: &path, problems, around, directory: &directory, lasting };
+        let plans = Plans::compile(config, service_id, service_name, &mut site);
+        plans_of_services.extend(plans.clone());
         let rules = Rules {
-            service: ServiceId(index as u32),
+            plans,
+            service: service_id,
             access: service.access,
             require: service.require,
             headers: headers.clone(),
@@ -97,8 +107,9 @@ pub fn compile(
         return None;
     }
     let revision = previous.map_or(1, |previous| previous.revision + 1);
+    limits.extend(plans_of_services.into_iter().map(|plans| plans as Arc<dyn Limit>));
     let owned_headers = OwnedHeaders::new(owned);
-    Some(Snapshot { revision, router, routes: routes.into(), origins, directory, owned_headers })
+    Some(Snapshot { revision, router, routes: routes.into(), origins, directory, owned_headers, limits: limits.into() })
 }
 
 /// What origins are told of callers: the names of the headers, and their texts.

@@ -15,6 +15,7 @@ pub use split::Split;
 use crate::config::units::Share;
 use crate::filters::chain::Chain;
 use crate::filters::filter::OnRequest;
+use crate::filters::limit::usage::Limit;
 use crate::identity::Directory;
 use crate::routing::Router;
 use crate::telemetry::exchange::RouteName;
@@ -31,6 +32,8 @@ pub struct Snapshot {
     pub origins: BTreeMap<String, Arc<Origin>>,
     pub directory: Arc<Directory>,
     pub owned_headers: OwnedHeaders,
+    /// What consumers can be shown their part of.
+    pub limits: Box<[Arc<dyn Limit>]>,
 }
 
 /// Headers that only the gateway may set. What clients send under these names is dropped, whatever the route.

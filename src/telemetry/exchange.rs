@@ -70,6 +70,8 @@ pub struct Exchange {
     pub identity: Option<Identity>,
     /// The certificate that the client has shown.
     pub certificate: Option<Arc<ClientCertificate>>,
+    /// The limit that was hit, if one was.
+    pub limit: Option<Arc<str>>,
     /// What is wrong with a request that was refused, where the caller is not told.
     pub cause: Option<&'static str>,
 
@@ -128,6 +130,7 @@ pub(crate) mod tests {
             captures: Captures(vec![("id".into(), "7".into())]),
             identity: Some(crate::identity::tests::identity()),
             certificate: None,
+            limit: None,
             cause: None,
             upstream: Some("orders".into()),
             target: Some("10.0.0.1:80".into()),

@@ -15,6 +15,7 @@ use serde::Deserialize;
 
 use crate::filters::filter::Request;
 use crate::filters::registry::Site;
+use crate::identity::Consumer;
 use crate::telemetry::redact::Redaction;
 use crate::variables::write_address;
 
@@ -160,6 +161,20 @@ impl Key {
             Compiled::Header(name) => self.hash("header", header(request, name)?),
             Compiled::Claim(path) => self.hash("claim", claim(request, path)?),
         })
+    }
+
+    /// Whether requests of a consumer count together, and only they.
+    pub fn is_of_consumer(&self) -> bool {
+        matches!(self.by, Compiled::Consumer)
+    }
+
+    /// The key of every request of a consumer; `None` if they do not have one and the same.
+    pub fn of_consumer(&self, consumer: &Consumer) -> Option<u64> {
+        match &self.by {
+            Compiled::Consumer => Some(consumer.key),
+            Compiled::Team => consumer.team.as_ref().map(|team| team.key),
+            _ => None,
+        }
     }
 
     /// The key of a request, by its client's address if it has no other.

@@ -1,3 +1,9 @@
-//! How much a caller may have at once, and of what.
+//! How much a caller may have, and of what.
 
 pub mod key;
+pub mod plan;
+pub mod quota;
+pub mod rate_limit;
+mod report;
+pub mod shield;
+pub mod usage;

@@ -5,7 +5,7 @@
 //! `time` (RFC 3339 with milliseconds, when the request was finished), `request_id`, `trace_id?`, `client`, `listener`,
 //! `scheme`, `host`, `port`, `method`, `path` and `query?` (as the client sent them), `forwarded_path?` (if another one
 //! was forwarded), `protocol`, `status` (0: no answer was sent), `reason?`, `duration` (seconds), `request_bytes`,
-//! `response_bytes`, `service?`, `route?`, `consumer?`, `credential?`, `cause?` (why credentials
+//! `response_bytes`, `service?`, `route?`, `consumer?`, `credential?`, `limit?` (that was hit), `cause?` (why credentials
 //! or a call were refused, where the caller is not told), `upstream?`, `target?`, `attempts`, `upstream_connect?`, `upstream_first_byte?`
 //! (seconds), `referer?`, `user_agent?`, and then the configured `fields`.
 
@@ -59,6 +59,7 @@ const MEMBERS: &[&str] = &[
     "route",
     "consumer",
     "credential",
+    "limit",
     "cause",
     "upstream",
     "target",
@@ -165,6 +166,7 @@ fn json(line: &Line<'_>, fields: &[(String, Template)], redaction: &Redaction, o
             out.push('"');
         }
     }
+    optional(out, ",\"limit\":\"", exchange.limit.as_ref().map(|limit| limit.as_bytes()));
     optional(out, ",\"cause\":\"", exchange.cause.map(str::as_bytes));
     optional(out, ",\"upstream\":\"", exchange.upstream.as_ref().map(|name| name.as_bytes()));
     optional(out, ",\"target\":\"", exchange.target.as_ref().map(|name| name.as_bytes()));

@@ -62,6 +62,16 @@ families! {
         "Resolutions to which the DNS gave no answer, or not a whole one.";
     DNS_DENIALS = "headgate_dns_denials_total", COUNTER, [],
         "Resolutions to which the DNS said that there is no such name, or that it has no address.";
+    LIMIT_REFUSALS = "headgate_limit_refusals_total", COUNTER, ["limit"],
+        "Requests refused by a limit.";
+    QUOTA_WARNINGS = "headgate_quota_warnings_total", COUNTER, ["limit"],
+        "Callers that have passed the soft limit of a quota.";
+    LIMIT_CALLERS = "headgate_limit_callers", GAUGE, [],
+        "Callers that rate limits remember.";
+    USAGE_WRITES = "headgate_usage_store_writes_total", COUNTER, [],
+        "Times that what was used of quotas was written to the store.";
+    USAGE_FAILURES = "headgate_usage_store_failures_total", COUNTER, [],
+        "Times that the store did not take what was used; it is kept in memory and tried again.";
     CONNECTIONS_ACTIVE = "headgate_connections_active", GAUGE, ["listener"],
         "Open connections of clients.";
     CONNECTIONS_ACCEPTED = "headgate_connections_accepted_total", COUNTER, ["listener"],
@@ -104,6 +114,21 @@ impl Gathered {
         self.add(DNS_RESOLUTIONS, &[], resolutions as f64);
         self.add(DNS_FAILURES, &[], failures as f64);
         self.add(DNS_DENIALS, &[], denials as f64);
+    }
+
+    /// `limit` is a name of the configuration.
+    pub fn limit(&mut self, limit: &str, refused: u64, warned: u64) {
+        self.add(LIMIT_REFUSALS, &[("limit", limit)], refused as f64);
+        self.add(QUOTA_WARNINGS, &[("limit", limit)], warned as f64);
+    }
+
+    pub fn callers(&mut self, count: u64) {
+        self.add(LIMIT_CALLERS, &[], count as f64);
+    }
+
+    pub fn usage_store(&mut self, writes: u64, failures: u64) {
+        self.add(USAGE_WRITES, &[], writes as f64);
+        self.add(USAGE_FAILURES, &[], failures as f64);
     }
 
     pub fn connections_active(&mut self, listener: &str, count: u64) {

@@ -364,6 +364,13 @@ impl Gateway {
         Some(status)
     }
 
+    /// Starts the gateway again after its process has ended, and waits until it is ready.
+    pub async fn restart(&mut self) {
+        let (child, log) = self.launcher.run(&[]);
+        (self.child, self.log) = (child, log);
+        self.await_ready().await;
+    }
+
     /// Starts a new process that takes over the sockets; the old one drains. Returns when the new one runs.
     pub fn upgrade(&mut self) {
         let (child, log) = self.launcher.run(&["-u"]);

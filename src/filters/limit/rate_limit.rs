@@ -1,0 +1,135 @@
+//! Limits how many requests come in a time.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::key::{By, Key};
+use super::report::{Report, Told};
+use super::usage::{Limit, Shown};
+use crate::config::units;
+use crate::error::Reason;
+use crate::filters::filter::{Compiled, Flow, OnRequest, Request};
+use crate::filters::registry::{FilterKind, Site};
+use crate::filters::stage::Stage;
+use crate::identity::{Consumer, limit_key};
+use crate::limits::{RateLimiter, Rates, gcra};
+
+/// Admits so many requests in a time from each caller, with bursts, under one rate or under several that hold together. One
+/// more is answered 429 with `Retry-After`.
+///
+/// A rate is kept by the generic cell rate algorithm: exact, whatever the number of threads, and without windows that
+/// begin anew. In any time no more than the burst and the rate times that time are admitted.
+///
+/// ```yaml
+/// rate_limit:
+///   rate: [100/s, 5000/min]
+///   by: consumer
+/// ```
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Requests in a time: `100/s`, `5000/min`, `10/30s`, or a list of them.
+    pub rate: units::Rates,
+    /// How many may come at once. Default: the whole amount of the rate. Only with a single rate.
+    #[schemars(range(min = 1))]
+    pub burst: Option<u64>,
+    /// What requests count together.
+    #[serde(default)]
+    pub by: By,
+    /// What the limit is called in answers, logs and metrics. Default: its place and the rate.
+    #[schemars(length(min = 1, max = 64))]
+    pub name: Option<String>,
+    /// What answers tell of the limit.
+    #[serde(default)]
+    pub headers: Told,
+}
+
+pub struct RateLimit {
+    rates: Rates,
+    key: Key,
+    limiter: RateLimiter,
+    report: Report,
+}
+
+impl FilterKind for RateLimit {
+    const NAME: &'static str = "rate_limit";
+    const STAGE: Stage = Stage::Limit;
+    type Config = Config;
+
+    fn compile(config: Config, at: &mut Site<'_>) -> Option<Compiled> {
+        let key = Key::compile(&config.by, at)?;
+        let written = config.rate.as_slice();
+        if config.burst.is_some() && written.len() > 1 {
+            at.problems.add(format!("{}.burst", at.path), "a burst belongs to one rate; write a filter for each");
+            return None;
+        }
+        let name = config.name.unwrap_or_else(|| place(at.path, Self::NAME));
+        let labels = written.iter().map(|rate| format!("{name} {rate}"));
+        let labels: Vec<_> = if written.len() == 1 { vec![name.clone()] } else { labels.collect() };
+        let rates: Rates = written
+            .iter()
+            .map(|rate| gcra::Rate::new(limit_key(&format!("{name} {rate} {:?}", config.burst)), *rate, config.burst))
+            .collect();
+        let policies = labels.iter().zip(&rates).map(|(label, rate)| (label.as_str(), rate.amount, rate.window));
+        let report = Report::new(policies, config.headers, &at.lasting.counters);
+        let limiter = at.lasting.rates.clone();
+        Some(Compiled::limit(RateLimit { rates, key, limiter, report }))
+    }
+}
+
+impl OnRequest for RateLimit {
+    fn on_request(&self, request: &mut Request<'_>) -> Flow {
+        let caller = self.key.of_or_address(request);
+        let now = self.limiter.now();
+        let mut told = self.report.begin();
+        let taken = self.limiter.take(&self.rates, caller, now, &mut |index, standing| told.add(index, &standing));
+        match taken {
+            Ok(()) => {
+                told.on_answer(request.controls);
+                Flow::Continue
+            }
+            Err(exceeded) => Flow::Refuse(self.report.refuse(Reason::RateLimited, &exceeded, request)),
+        }
+    }
+}
+
+/// A place in the document as the name of a limit: `services.orders.filters[0].rate_limit` is `orders/rate_limit`.
+pub fn place(path: &str, filter: &str) -> String {
+    let outer = path.split("filters[").next().unwrap_or_default();
+    let words = outer.split('.').filter(|word| !word.is_empty());
+    let names: Vec<_> = words.filter(|word| !matches!(*word, "services" | "routes")).collect();
+    match names.is_empty() {
+        true => filter.to_owned(),
+        false => format!("{}/{filter}", names.join("/")),
+    }
+}
+
+impl Limit for RateLimit {
+    fn shown(&self, consumer: &Consumer) -> Vec<Shown> {
+        let Some(caller) = self.key.of_consumer(consumer) else { return Vec::new() };
+        shown(&self.rates, &self.limiter, &self.report, caller)
+    }
+}
+
+/// How a caller stands at each of several rates.
+pub fn shown(rates: &Rates, limiter: &RateLimiter, report: &Report, caller: u64) -> Vec<Shown> {
+    let now = limiter.now();
+    let shown = |(index, rate)| Shown::rate(report.label(index), limiter.standing(rate, caller, now));
+    rates.iter().enumerate().map(shown).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_called_by_its_place() {
+        for (path, name) in [
+            ("filters[0].rate_limit", "rate_limit"),
+            ("services.orders.filters[2].rate_limit", "orders/rate_limit"),
+            ("services.orders.routes.list.filters[0].rate_limit", "orders/list/rate_limit"),
+        ] {
+            assert_eq!(place(path, "rate_limit"), name);
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! What a consumer has used and has left, for whoever asks at the admin listener.
+
+use std::time::{Duration, SystemTime};
+
+use serde_json::{Value, json};
+
+use crate::identity::Consumer;
+use crate::limits::{Standing, whole_seconds};
+
+/// A limit that consumers can be shown their part of.
+pub trait Limit: Send + Sync {
+    /// How a consumer stands; nothing if the limit does not go by consumer.
+    fn shown(&self, consumer: &Consumer) -> Vec<Shown>;
+
+    /// Whether the usage store has to keep it.
+    fn counts(&self) -> bool {
+        false
+    }
+}
+
+/// How a consumer stands at one limit.
+pub struct Shown {
+    limit: String,
+    kind: &'static str,
+    used: u64,
+    standing: Standing,
+}
+
+impl Shown {
+    pub fn rate(limit: &str, standing: Standing) -> Shown {
+        let used = standing.amount.saturating_sub(standing.remaining);
+        Shown { limit: limit.to_owned(), kind: "rate", used, standing }
+    }
+
+    pub fn quota(limit: &str, used: u64, standing: Standing) -> Shown {
+        Shown { limit: limit.to_owned(), kind: "quota", used, standing }
+    }
+
+    pub fn is_touched(&self) -> bool {
+        self.used > 0
+    }
+
+    pub fn json(&self) -> Value {
+        let Standing { amount, remaining, reset, window } = self.standing;
+        json!({
+            "limit": self.limit,
+            "kind": self.kind,
+            "amount": amount,
+            "used": self.used,
+            "remaining": remaining,
+            "window_seconds": whole_seconds(window),
+            "reset": moment(reset),
+        })
+    }
+}
+
+/// The second at which all of it is there again.
+fn moment(after: Duration) -> String {
+    let at = SystemTime::now().checked_add(Duration::from_secs(whole_seconds(after)));
+    let at = at.and_then(|at| jiff::Timestamp::try_from(at).ok());
+    at.and_then(|at| at.round(jiff::Unit::Second).ok()).map(|at| at.to_string()).unwrap_or_default()
+}
