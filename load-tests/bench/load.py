@@ -19,31 +19,41 @@ class Counted:
     seconds: float
     p50_ms: float
     p99_ms: float
+    max_ms: float
+    admitted: int = 0  # by a limit: only the script `limited` counts it
     errors: dict = field(default_factory=dict)
 
     @property
     def failed(self):
         return sum(self.errors.values())
 
+    @property
+    def succeeded(self):
+        """Answers below 400. Connections that failed are among the requests of k6, and not of wrk."""
+        return self.requests - self.errors.get("status", self.errors.get("failed", 0))
+
 
 @dataclass(frozen=True)
 class Load:
-    """Which script of load-tests/wrk and load-tests/k6, how many connections, over how many routes."""
+    """Which script of load-tests/wrk and load-tests/k6, how many connections, to which path.
+
+    `options` are the script's own, in the order in which it expects them of wrk; k6 gets them by name.
+    """
 
     script: str = "bare"
     connections: int = 64
-    routes: int = 0
+    path: str = ""
+    options: dict = field(default_factory=dict, hash=False)
 
     def command(self, tool, gateway, seconds, threads):
         script = LOAD_TESTS / tool / self.script
-        # `routes` adds its own path; `bare` asks for the root.
-        target = gateway.url("" if self.routes else "/")
+        target = gateway.url(self.path)
         if tool == "k6":
             users = ["--vus", self.connections, "--duration", f"{seconds}s"]
-            places = ["-e", f"TARGET={target}", "-e", f"ROUTES={self.routes}"]
+            places = [part for name, value in {"TARGET": target, **self.options}.items() for part in ("-e", f"{name}={value}")]
             return ["k6", "run", "--quiet", "--no-usage-report", *users, *places, script.with_suffix(".js")]
         shape = ["-t", threads, "-c", self.connections, "-d", f"{seconds}s", "--timeout", "10s"]
-        return ["wrk", *shape, "-s", script.with_suffix(".lua"), target, "--", self.routes]
+        return ["wrk", *shape, "-s", script.with_suffix(".lua"), target, "--", *self.options.values()]
 
 
 class Running:
@@ -51,7 +61,7 @@ class Running:
 
     def __init__(self, load, bench, gateway, seconds):
         self.seconds = seconds
-        self.log = RUN / "load.log"
+        self.log = RUN / f"load-{gateway.port}.log"
         cores = bench.load_cores(gateway.contestant.workers)
         command = load.command(bench.tool, gateway, seconds, threads=len(cores))
         self.process = processes.start(command, cores, self.log)

@@ -1,6 +1,7 @@
 """The gateways that are compared: how each is configured, started and known to be ready."""
 
 import http.client
+import json
 import re
 import shutil
 import socket
@@ -42,6 +43,7 @@ class Contestant:
     variables: dict = field(default_factory=dict, hash=False)
     workers: int = 1
     path: str = "/"
+    headers: dict = field(default_factory=dict, hash=False)  # of the request to `path` that must get a 200
 
 
 @dataclass
@@ -89,7 +91,7 @@ def running(contestant, origin_port, cores, keep=False):
     process = processes.start(command, cores, log, cwd=folder)
     try:
         gateway = Gateway(contestant, process, port, admin, config, log, cores, variables=variables)
-        await_ready(process, port, contestant.path, log)
+        await_ready(process, port, contestant.path, log, contestant.headers)
         gateway.ready_seconds = time.monotonic() - started
         yield gateway
     finally:
@@ -109,14 +111,14 @@ def render(contestant, target, variables):
     whole.replace(target)
 
 
-def await_ready(process, port, path, log):
+def await_ready(process, port, path, log, headers=None):
     deadline = time.monotonic() + READY_WITHIN
     answer = "no connection"
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise PeerFailed(f"exited with {process.returncode} before it was ready: {last_lines(log)}")
         try:
-            answer = get(port, path)
+            answer = request(port, "GET", path, headers)
         except OSError:
             time.sleep(0.001)
             continue
@@ -126,18 +128,29 @@ def await_ready(process, port, path, log):
     raise PeerFailed(f"not ready after {READY_WITHIN:.0f} s (last answer: {answer}): {last_lines(log)}")
 
 
-def get(port, path):
-    return request(port, "GET", path)
-
-
-def request(port, method, path):
+def request(port, method, path, headers=None):
     """The status of one request."""
+    return exchange(port, method, path, headers)[0]
+
+
+def get_json(port, path):
+    """What the admin listener of a gateway says there."""
+    try:
+        status, body = exchange(port, "GET", path)
+    except OSError as error:
+        raise PeerFailed(f"{path} got no answer: {error}") from error
+    if status != 200:
+        raise PeerFailed(f"{path} answered {status}: {body[:200]!r}")
+    return json.loads(body)
+
+
+def exchange(port, method, path, headers=None):
+    """Status and body of one request."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
     try:
-        connection.request(method, path)
+        connection.request(method, path, headers=headers or {})
         answer = connection.getresponse()
-        answer.read()
-        return answer.status
+        return answer.status, answer.read()
     except http.client.HTTPException as error:
         raise OSError(f"{type(error).__name__}: {error}") from error
     finally:

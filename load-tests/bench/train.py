@@ -52,7 +52,7 @@ def train(bench, binary, profiles):
         os.environ["LLVM_PROFILE_FILE"] = f"{profiles}/%p-%m.profraw"
         with peers.running(contestant, behind.port, bench.peer_cores(1), keep=True) as gateway:
             del os.environ["LLVM_PROFILE_FILE"]
-            for load in (Load("bare"), Load("routes", routes=ROUTES), Load("body")):
+            for load in (Load("bare"), Load("routes", options={"ROUTES": ROUTES}), Load("body")):
                 counted = loads.run(load, bench, gateway, SECONDS)
                 say(f"{load.script}: {counted.requests} requests, {counted.failed} failed")
                 if counted.failed:

@@ -6,6 +6,8 @@ export function handleSummary(data) {
     seconds: data.state.testRunDurationMs / 1000,
     p50_ms: value('http_req_duration', 'p(50)'),
     p99_ms: value('http_req_duration', 'p(99)'),
+    max_ms: value('http_req_duration', 'max'),
+    admitted: value('admitted', 'count'),
     errors: { failed: value('http_req_failed', 'passes') },
   };
   return { stdout: `bench ${JSON.stringify(measured)}\n` };
@@ -13,5 +15,5 @@ export function handleSummary(data) {
 
 export const options = {
   discardResponseBodies: true,
-  summaryTrendStats: ['p(50)', 'p(99)'],
+  summaryTrendStats: ['p(50)', 'p(99)', 'max'],
 };

@@ -54,7 +54,7 @@ def run(bench):
 
 
 def measure(bench, gateway):
-    load = Load("routes", connections=64, routes=COUNTS[gateway.contestant.label])
+    load = Load("routes", connections=64, options={"ROUTES": COUNTS[gateway.contestant.label]})
     each = max((bench.seconds_asked or 60) // TURNS, 1)
     loads.run(load, bench, gateway, WARM_UP)
     # Turn by turn, because the machine is not the same a minute later.

@@ -11,7 +11,7 @@ ROUTES = 1000
 
 def run(bench):
     contestants = [contestant(peer, bench.threads) for peer in bench.only("nginx", "envoy", "bare_pingora", "headgate")]
-    load = Load("routes", connections=64, routes=ROUTES)
+    load = Load("routes", connections=64, options={"ROUTES": ROUTES})
     samples, absent = alternate(bench, contestants, lambda _: load)
     report = Report("routes", ABOUT, THROUGHPUT, samples, absent)
     cpu = report.ratio("headgate", "bare_pingora", "cpu_us")

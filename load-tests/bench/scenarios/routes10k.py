@@ -14,7 +14,7 @@ def run(bench):
     contestants = [contestant("headgate", bench.threads, count, label) for label, count in there.items()]
 
     def load_of(contestant):
-        return Load("routes", connections=64, routes=used[contestant.label])
+        return Load("routes", connections=64, options={"ROUTES": used[contestant.label]})
 
     samples, absent = alternate(bench, contestants, load_of)
     report = Report("routes10k", ABOUT, THROUGHPUT, samples, absent)
