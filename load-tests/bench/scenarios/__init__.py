@@ -3,8 +3,8 @@
 NEEDS, where a module has it, names the tools of `prepare` that it needs beside the peers.
 """
 
-from . import bare, consumers, idle, jwt, large, policy
-from . import reload, routes, routes10k, start, threads2, upgrade
+from . import bare, consumers, exactness, fleet, idle, jwt, large, policy
+from . import quota, reload, routes, routes10k, shield, start, threads2, upgrade
 
 SCENARIOS = {
     "bare": bare,
@@ -19,4 +19,8 @@ SCENARIOS = {
     "large": large,
     "reload": reload,
     "upgrade": upgrade,
+    "shield": shield,
+    "exactness": exactness,
+    "fleet": fleet,
+    "quota": quota,
 }
