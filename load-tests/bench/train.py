@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from . import credentials
 from . import load as loads
 from . import peers, processes
 from .cli import Bench
@@ -20,6 +21,7 @@ from .prepare import prepare, say
 
 SECONDS = 5
 ROUTES = 1000
+CONSUMERS = 1000
 
 
 def main():
@@ -43,7 +45,8 @@ def train(bench, binary, profiles):
     origin = Contestant("origin", "nginx", config="origin", workers=1)
     with peers.running(origin, 0, bench.load_cores()) as behind:
         [tls_port] = peers.free_ports(1)
-        variables = with_routes("headgate", ROUTES) | {"tls_port": tls_port, "binary": binary}
+        variables = with_routes("headgate", ROUTES) | credentials.with_consumers("headgate", CONSUMERS)
+        variables |= {"tls_port": tls_port, "binary": binary}
         contestant = Contestant("trained", "headgate", "train", variables)
         folder = RUN / contestant.label
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +55,9 @@ def train(bench, binary, profiles):
         os.environ["LLVM_PROFILE_FILE"] = f"{profiles}/%p-%m.profraw"
         with peers.running(contestant, behind.port, bench.peer_cores(1), keep=True) as gateway:
             del os.environ["LLVM_PROFILE_FILE"]
-            for load in (Load("bare"), Load("routes", options={"ROUTES": ROUTES}), Load("body")):
+            routes = Load("routes", options={"ROUTES": ROUTES})
+            limited = credentials.load(credentials.keys(CONSUMERS), path="/limited")
+            for load in (Load("bare"), routes, Load("body"), limited):
                 counted = loads.run(load, bench, gateway, SECONDS)
                 say(f"{load.script}: {counted.requests} requests, {counted.failed} failed")
                 if counted.failed:
