@@ -7,6 +7,7 @@ pub mod access;
 pub mod authenticate;
 pub mod authorise;
 pub mod chain;
+pub mod expression;
 pub mod filter;
 pub mod lasting;
 pub mod limit;
@@ -25,6 +26,7 @@ pub const REGISTRY: &[Definition] = &[
     Definition::of::<limit::shield::Shield>(),
     Definition::of::<limit::rate_limit::RateLimit>(),
     Definition::of::<limit::quota::Quota>(),
+    Definition::of::<authorise::acl::Acl>(),
     Definition::of::<traffic::body_limit::BodyLimit>(),
     Definition::of::<traffic::timeout::Timeout>(),
     Definition::of::<traffic::fault::Fault>(),

@@ -3,6 +3,7 @@
 mod support;
 
 mod access_log;
+mod acl;
 mod admin;
 mod api_key;
 mod balance;

@@ -137,7 +137,7 @@ fn bearer(line: &[u8]) -> Option<&[u8]> {
 }
 
 /// A part of a query as forms write it: percent-encoding and `+` for a space. Borrowed where nothing is encoded.
-fn decoded(part: &[u8]) -> Cow<'_, [u8]> {
+pub(crate) fn decoded(part: &[u8]) -> Cow<'_, [u8]> {
     if !part.iter().any(|byte| matches!(byte, b'%' | b'+')) {
         return part.into();
     }

@@ -1,6 +1,6 @@
 //! What a limit counts by: from the written `by` to the key of one request.
 //!
-//! On the hot path: a key is a number, and nothing is allocated for it except where a header has several lines.
+//! On the hot path: a key is a number. Only claims, expressions and headers in several lines allocate for it.
 
 use std::borrow::Cow;
 use std::fmt::Write;
@@ -13,11 +13,12 @@ use http::HeaderName;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use crate::filters::expression::Expression;
 use crate::filters::filter::Request;
 use crate::filters::registry::Site;
 use crate::identity::Consumer;
 use crate::telemetry::redact::Redaction;
-use crate::variables::write_address;
+use crate::variables::{Scope, write_address};
 
 /// A longer value is shown as its digest.
 const LONGEST_SHOWN: usize = 64;
@@ -47,6 +48,8 @@ pub enum By {
     Header(String),
     /// The claim of this name, or path of names with dots.
     Claim(String),
+    /// What an expression of CEL makes of the request: a text, a whole number or a truth value.
+    Cel(String),
 }
 
 /// How much of an address counts.
@@ -108,6 +111,7 @@ enum Compiled {
     Gateway,
     Header(HeaderName),
     Claim(String),
+    Cel(Expression),
 }
 
 impl Key {
@@ -123,6 +127,13 @@ impl Key {
             By::Service => Compiled::Service,
             By::Gateway => Compiled::Gateway,
             By::Claim(name) => Compiled::Claim(name.clone()),
+            By::Cel(text) => match Expression::compile(text) {
+                Ok(expression) => Compiled::Cel(expression),
+                Err(message) => {
+                    at.problems.add(format!("{}.by.cel", at.path), message);
+                    return None;
+                }
+            },
             By::Header(name) => match HeaderName::from_bytes(name.as_bytes()) {
                 Ok(header) if !name.contains('_') => Compiled::Header(header),
                 Ok(_) => {
@@ -160,6 +171,7 @@ impl Key {
             Compiled::Gateway => self.hash("gateway", ()),
             Compiled::Header(name) => self.hash("header", header(request, name)?),
             Compiled::Claim(path) => self.hash("claim", claim(request, path)?),
+            Compiled::Cel(expression) => self.hash("cel", expression.evaluate_text(&scope(request))?),
         })
     }
 
@@ -214,6 +226,10 @@ impl Key {
             Compiled::Claim(path) => {
                 _ = write!(out, "claim:{path}:{}", shown(claim(request, path)?.as_bytes(), false));
             }
+            Compiled::Cel(expression) => {
+                let value = expression.evaluate_text(&scope(request))?;
+                _ = write!(out, "cel:{}", shown(value.as_bytes(), false));
+            }
         }
         Some(out)
     }
@@ -252,6 +268,10 @@ fn header<'r>(request: &'r Request<'_>, name: &HeaderName) -> Option<Cow<'r, [u8
         all.extend_from_slice(line.as_bytes());
     }
     Some(value).filter(|value| !value.is_empty())
+}
+
+fn scope<'r>(request: &'r Request<'_>) -> Scope<'r> {
+    Scope { exchange: request.exchange, request: request.head, response: None }
 }
 
 fn claim(request: &Request<'_>, path: &str) -> Option<String> {
@@ -337,6 +357,7 @@ mod tests {
             by(By::Gateway, "gateway"),
             by(header(), "header:x-tenant:acme"),
             by(By::Claim("email".into()), "claim:email:a@example.com"),
+            by(By::Cel("request.method + ':' + consumer.team".into()), "cel:GET:apps"),
         ] {
             let (key, text) = key(&by, &mut exchange, &[("x-tenant", "acme")]);
             assert_eq!(text, Some(words), "{by:?}");
@@ -344,7 +365,7 @@ mod tests {
         }
         keys.sort();
         keys.dedup();
-        assert_eq!(keys.len(), 12, "kinds do not meet");
+        assert_eq!(keys.len(), 13, "kinds do not meet");
     }
 
     #[test]
@@ -369,7 +390,14 @@ mod tests {
         let mut controls = Controls::default();
         let request = Request { head: &mut head, exchange: &mut nobody, controls: &mut controls };
         let by_address = compile(By::Address).unwrap().of(&request);
-        for by in [By::Consumer, By::Team, By::Credential, By::Claim("email".into()), header()] {
+        for by in [
+            By::Consumer,
+            By::Team,
+            By::Credential,
+            By::Claim("email".into()),
+            By::Cel("consumer.team".into()),
+            header(),
+        ] {
             let key = compile(by.clone()).unwrap();
             assert_eq!((key.of(&request), key.text(&request)), (None, None), "{by:?}");
             assert_eq!(Some(key.of_or_address(&request)), by_address, "{by:?}");
@@ -390,6 +418,7 @@ mod tests {
         let (_, text) = key(&By::Header("authorization".into()), &mut exchange, &[("authorization", "s3cret")]);
         assert!(text.is_some_and(|text| !text.contains("s3cret")));
         assert!(compile(By::Header("x_tenant".into())).is_err_and(|said| said.contains("underscore")));
+        assert!(compile(By::Cel("consumer.teem".into())).is_err_and(|said| said.contains("f.by.cel")));
         assert!(compile(By::Header("a b".into())).is_err_and(|said| said.contains("f.by.header")));
     }
 

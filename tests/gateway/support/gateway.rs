@@ -418,6 +418,18 @@ pub fn headgate_with_input(arguments: &[&str], input: &str) -> Output {
     child.wait_with_output().expect("the output of the headgate binary")
 }
 
+/// What `headgate check` says of a configuration that it has to refuse. In its YAML `{{NAME}}` is some address.
+pub fn problems_of(yaml: &str) -> String {
+    let scratch = Scratch::new();
+    scratch.write("pepper", PEPPER);
+    let yaml = yaml.replace("{{dir}}", &scratch.path().display().to_string()) + ONE_LISTENER;
+    let yaml = regex::Regex::new(r"\{\{\w+\}\}").expect("a pattern").replace_all(&yaml, "127.0.0.1:1").into_owned();
+    let file = scratch.write("headgate.yaml", yaml.clone());
+    let output = headgate(&["check", "-c", file.to_str().expect("a path in UTF-8")]);
+    assert!(!output.status.success(), "accepted:\n{yaml}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
 /// What keys the hashes of API keys in tests; the file of the default configuration.
 const PEPPER: &str = "a pepper for tests";
 
