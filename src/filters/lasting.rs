@@ -15,6 +15,11 @@ use crate::limits::{Counters, Quotas, RateLimiter, quota};
 
 /// How often callers who have not come for long enough are forgotten.
 const SWEEP: Duration = Duration::from_secs(10);
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+
+use super::authenticate::basic_auth::Passwords;
 
 /// Shared by the filters of all snapshots.
 #[derive(Default)]
@@ -25,6 +30,7 @@ pub struct Lasting {
     /// What is counted of limits, for the metrics.
     pub counters: Counters,
     shields: Mutex<HashMap<(String, usize, Duration), Arc<Rate>>>,
+    pub passwords: Arc<Passwords>,
 }
 
 impl Lasting {
@@ -41,6 +47,7 @@ impl Lasting {
             });
         }
         lasting
+        Lasting { background, ..Lasting::default() }
     }
 
     /// Where work beside requests runs; `None` if filters are only compiled to be looked at.

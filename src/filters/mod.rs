@@ -27,6 +27,7 @@ pub const REGISTRY: &[Definition] = &[
     Definition::of::<limit::rate_limit::RateLimit>(),
     Definition::of::<limit::quota::Quota>(),
     Definition::of::<authorise::acl::Acl>(),
+    Definition::of::<authenticate::basic_auth::BasicAuth>(),
     Definition::of::<traffic::body_limit::BodyLimit>(),
     Definition::of::<traffic::timeout::Timeout>(),
     Definition::of::<traffic::fault::Fault>(),

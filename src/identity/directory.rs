@@ -41,7 +41,7 @@ pub struct ApiKeyMatch<'d> {
 pub struct BasicAuthEntry {
     pub consumer: Arc<Consumer>,
     /// In the PHC form.
-    pub hash: Box<str>,
+    pub hash: Arc<str>,
 }
 
 /// The issuer of a token's subject, if only its tokens count, and whose they are.
@@ -80,6 +80,11 @@ impl Directory {
 
     pub fn basic_auth(&self, username: &str) -> Option<&BasicAuthEntry> {
         self.passwords.get(username)
+    }
+
+    /// The hashes of all passwords, in no order.
+    pub fn password_hashes(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.passwords.values().map(|entry| &entry.hash)
     }
 
     /// The consumer of a token's subject. One that names the issuer goes before one that takes any.
@@ -252,10 +257,7 @@ impl<'a> Compiler<'a> {
                     self.problems
                         .add(format!("{path}.basic_auth.username"), "a user name is not empty and has no colon");
                 }
-                // What is written in its place may be the password itself: no message repeats it.
-                let is_argon2 = |hash: argon2::PasswordHash| hash.algorithm.as_str().starts_with("argon2");
-                if !argon2::PasswordHash::new(&basic.hash).is_ok_and(is_argon2) {
-                    let message = "this is not an argon2 hash; `headgate password hash` makes one";
+                if let Err(message) = check_password_hash(&basic.hash) {
                     self.problems.add(format!("{path}.basic_auth.hash"), message);
                 }
                 let entry = BasicAuthEntry { consumer: consumer.clone(), hash: basic.hash.as_str().into() };
@@ -309,6 +311,28 @@ impl<'a> Compiler<'a> {
         }
         keys.dedup_by(|a, b| a.hash == b.hash);
     }
+}
+
+/// The most that one password may cost to verify, in KiB and in KiB written: a hash from elsewhere must not take what a
+/// machine that serves requests cannot give. OWASP recommends 19 MiB in two passes.
+const MOST_MEMORY: u32 = 256 << 10;
+const MOST_WORK: u64 = 1 << 20;
+
+/// What is written in a hash's place may be the password itself: no message repeats it.
+fn check_password_hash(text: &str) -> Result<(), &'static str> {
+    let hash = argon2::PasswordHash::new(text).ok();
+    let hash = hash.filter(|hash| hash.algorithm.as_str().starts_with("argon2") && hash.hash.is_some());
+    let parameters = hash.as_ref().and_then(|hash| argon2::Params::try_from(hash).ok());
+    let Some(parameters) = parameters else {
+        return Err("this is not an argon2 hash; `headgate password hash` makes one");
+    };
+    let work = u64::from(parameters.m_cost()) * u64::from(parameters.t_cost());
+    if parameters.m_cost() > MOST_MEMORY || work > MOST_WORK || parameters.p_cost() > 16 {
+        return Err(
+            "verifying this hash would take more than 256 MiB (m), 1 GiB in all passes (m times t) or 16 lanes (p)",
+        );
+    }
+    Ok(())
 }
 
 /// Stands for a caller, in words such as `consumer:mobile`, in the keys of limits. The same in every snapshot of a

@@ -7,6 +7,7 @@ mod acl;
 mod admin;
 mod api_key;
 mod balance;
+mod basic_auth;
 mod body_limit;
 mod cli;
 mod compression;

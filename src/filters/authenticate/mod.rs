@@ -1,6 +1,7 @@
 //! Who calls: the filters that authenticate, and the step of a chain in which they do it together.
 
 pub mod api_key;
+pub mod basic_auth;
 pub mod credentials;
 
 use std::sync::Arc;

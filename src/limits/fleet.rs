@@ -1,0 +1,371 @@
+//! A fleet: several gateways whose limits hold together, by way of Redis (or Valkey).
+//!
+//! Amounts are leased from Redis and spent here, so that a request does not wait for it. A gateway that meets a caller for
+//! the first time spends a lease in advance and has it debited afterwards, whatever Redis says then: the long-run rate is
+//! exact, and at no time are more requests admitted than the limit and one lease for each gateway.
+//!
+//! While Redis does not answer, it is asked once a second at most, and each gateway goes on with its share of the limit.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisError, Script};
+use tokio::runtime::Handle;
+
+use super::gcra::{Rate, mix};
+use super::store::Usage;
+use super::table::{Cell, Table};
+use super::{Exceeded, Standing};
+use crate::config::Secret;
+
+/// How long Redis is left alone after a failure.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Questions on their way at one time; further ones are put off.
+const MOST_QUESTIONS: usize = 1024;
+
+/// Callers whose leases are held at one time.
+const MOST_LEASES: usize = 2_000_000;
+
+/// Debits what was spent in advance and grants what is free, in one step on Redis's own clock: clocks of gateways need not
+/// agree. Times are microseconds. A TAT that lies further ahead than any debit can have brought it is the trace of a clock
+/// that was set back, and is cut.
+const LEASE: &str = r"
+local clock = redis.call('TIME')
+local now = clock[1] * 1000000 + clock[2]
+local interval, tolerance = tonumber(ARGV[1]), tonumber(ARGV[2])
+local owed, want = tonumber(ARGV[3]), tonumber(ARGV[4])
+local tat = tonumber(redis.call('GET', KEYS[1]) or 0)
+if tat < now then tat = now end
+if tat > now + 4 * tolerance then tat = now + tolerance end
+tat = tat + owed * interval
+local free = math.floor((now + tolerance - tat) / interval + 0.000001)
+local grant = math.max(0, math.min(want, free))
+tat = tat + grant * interval
+redis.call('SET', KEYS[1], string.format('%.3f', tat), 'PX', math.ceil((tat - now) / 1000) + 1000)
+return { grant, math.max(0, math.ceil(tat + interval - tolerance - now)), math.max(0, free - grant), math.ceil(tat - now) }
+";
+
+/// Takes what a gateway has used in all as its own part and returns the sum of all parts. The part is set, not added: an
+/// answer that got lost on the way does no harm when the question is asked again.
+const COUNT: &str = r"
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+redis.call('EXPIREAT', KEYS[1], ARGV[3])
+local sum = 0
+for _, part in ipairs(redis.call('HVALS', KEYS[1])) do sum = sum + part end
+return sum
+";
+
+/// Where Redis is and how it is spoken to.
+#[derive(Clone)]
+pub struct Settings {
+    pub url: String,
+    pub username: Option<String>,
+    pub password: Option<Secret>,
+    /// Before every key, so that several fleets may share one Redis.
+    pub prefix: String,
+    /// For one answer; later ones are failures.
+    pub timeout: Duration,
+    /// How many gateways share the limits when Redis cannot say.
+    pub gateways: u32,
+}
+
+impl PartialEq for Settings {
+    fn eq(&self, other: &Self) -> bool {
+        let secret = |settings: &Settings| settings.password.as_ref().map(|password| password.expose().to_owned());
+        (&self.url, &self.username, &self.prefix, self.timeout, self.gateways)
+            == (&other.url, &other.username, &other.prefix, other.timeout, other.gateways)
+            && secret(self) == secret(other)
+    }
+}
+
+/// The connection to Redis, shared by all limits.
+pub struct Fleet {
+    pub settings: Settings,
+    connection: ConnectionManager,
+    handle: Handle,
+    lease: Script,
+    count: Script,
+    /// This process's part of counts: what another process, or an earlier one, has counted is not touched.
+    name: String,
+    start: Instant,
+    /// Nanoseconds since `start` until which Redis is left alone; 0 while it answers.
+    paused: AtomicU64,
+    questions: tokio::sync::Semaphore,
+    pub answers: AtomicU64,
+    pub failures: AtomicU64,
+    leases: Table<Lease>,
+}
+
+/// What a gateway may spend of one caller's rate.
+struct Lease {
+    /// Left to spend; `RETIRED` if the cell is no longer used.
+    left: AtomicI64,
+    /// Spent in advance, and not debited yet.
+    owed: AtomicU64,
+    /// Nanoseconds after which what is left is void: Redis may have granted it anew.
+    expires: AtomicU64,
+    /// Nanoseconds before which there is nothing to ask for.
+    again: AtomicU64,
+    asking: AtomicBool,
+    /// What Redis had left when it was last asked, and how far its TAT lay ahead, in nanoseconds.
+    free: AtomicU64,
+    ahead: AtomicU64,
+}
+
+const RETIRED: i64 = i64::MIN;
+
+impl Cell for Lease {
+    fn retire(&self, now: u64) -> bool {
+        let left = self.left.load(Ordering::Relaxed);
+        left == RETIRED
+            || (self.expires.load(Ordering::Relaxed) < now
+                && self.owed.load(Ordering::Relaxed) == 0
+                && !self.asking.load(Ordering::Relaxed)
+                && self.left.compare_exchange(left, RETIRED, Ordering::Relaxed, Ordering::Relaxed).is_ok())
+    }
+}
+
+/// Why Redis could not be asked.
+#[derive(Debug)]
+pub struct Unavailable;
+
+impl Fleet {
+    /// Connects when it is first needed.
+    pub fn new(settings: Settings, handle: &Handle) -> Result<Fleet, String> {
+        let client = client(&settings)?;
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(settings.timeout.max(Duration::from_millis(200))))
+            .set_response_timeout(Some(settings.timeout))
+            // Whoever needs it asks again, after a pause; waiting here would pile questions up.
+            .set_number_of_retries(0);
+        let guard = handle.enter();
+        let connection = ConnectionManager::new_lazy_with_config(client, config).map_err(|error| error.to_string())?;
+        drop(guard);
+        Ok(Fleet {
+            settings,
+            connection,
+            handle: handle.clone(),
+            lease: Script::new(LEASE),
+            count: Script::new(COUNT),
+            name: format!("{:016x}", fastrand::u64(..)),
+            start: Instant::now(),
+            paused: AtomicU64::new(0),
+            questions: tokio::sync::Semaphore::new(MOST_QUESTIONS),
+            answers: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            leases: Table::new(MOST_LEASES),
+        })
+    }
+
+    fn now(&self) -> u64 {
+        self.start.elapsed().as_nanos() as u64 + 1
+    }
+
+    /// Whether Redis answered when it was last asked.
+    pub fn is_up(&self) -> bool {
+        self.paused.load(Ordering::Relaxed) == 0
+    }
+
+    /// Whether it may be asked now. After a pause one question goes first; the others wait for how it fares.
+    fn may_ask(&self, now: u64) -> bool {
+        let paused = self.paused.load(Ordering::Relaxed);
+        let next = now + PAUSE.as_nanos() as u64;
+        paused == 0
+            || (paused <= now && self.paused.compare_exchange(paused, next, Ordering::Relaxed, Ordering::Relaxed).is_ok())
+    }
+
+    /// Admits a request out of a caller's lease, without waiting. `Unavailable` if Redis does not answer and there is no
+    /// lease to spend.
+    pub fn take(self: &Arc<Self>, rate: &Rate, key: &LeaseKey<'_>, caller: u64) -> Result<Result<Standing, Exceeded>, Unavailable> {
+        let now = self.now();
+        let size = key.lease;
+        let make = || Lease {
+            left: AtomicI64::new(size as i64),
+            owed: AtomicU64::new(size),
+            expires: AtomicU64::new(now + LIFE),
+            again: AtomicU64::new(0),
+            asking: AtomicBool::new(false),
+            free: AtomicU64::new(rate.burst.saturating_sub(size)),
+            ahead: AtomicU64::new(0),
+        };
+        if !self.is_up() && !self.may_ask(now) {
+            return Err(Unavailable);
+        }
+        let id = mix(rate.id, caller);
+        self.leases.with(id, make, |lease| {
+            if lease.expires.load(Ordering::Relaxed) < now {
+                // What was left is void; a new lease is spent in advance, once the old debt is known to Redis.
+                if lease.retire(now) {
+                    return None;
+                }
+            }
+            let before = lease.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left > 0).then(|| left - 1));
+            let left = match before {
+                Ok(before) => before - 1,
+                Err(RETIRED) => return None,
+                Err(_) => -1,
+            };
+            let again = lease.again.load(Ordering::Relaxed);
+            // In time, before the lease is used up.
+            if left < size as i64 / 2 && now >= again {
+                self.ask(rate, key, id, lease);
+            }
+            let standing = Standing {
+                amount: rate.burst,
+                remaining: lease.free.load(Ordering::Relaxed) + left.max(0) as u64,
+                reset: Duration::from_nanos(lease.ahead.load(Ordering::Relaxed)),
+                window: rate.window,
+            };
+            Some(match left {
+                0.. => Ok(standing),
+                _ => {
+                    let retry_after = Duration::from_nanos(again.saturating_sub(now)).max(Duration::from_millis(1));
+                    Err(Exceeded { index: 0, standing: Standing { remaining: 0, ..standing }, retry_after })
+                }
+            })
+        })
+        .pipe(Ok)
+    }
+
+    /// Asks for more in the background, unless a question is on its way.
+    fn ask(self: &Arc<Self>, rate: &Rate, key: &LeaseKey<'_>, id: u64, lease: &Lease) {
+        if lease.asking.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let owed = lease.owed.swap(0, Ordering::Relaxed);
+        let want = key.lease.saturating_sub(lease.left.load(Ordering::Relaxed).max(0) as u64);
+        let (fleet, rate, name) = (self.clone(), *rate, self.key(key));
+        self.handle.spawn(async move {
+            let answer = fleet.grant(&rate, &name, owed, want).await;
+            let now = fleet.now();
+            fleet.leases.peek(id, |lease| {
+                match answer {
+                    Ok(granted) => {
+                        lease.expires.store(now + LIFE, Ordering::Relaxed);
+                        lease.again.store(if granted.count < want { now + granted.wait.as_nanos() as u64 } else { 0 }, Ordering::Relaxed);
+                        lease.free.store(granted.free, Ordering::Relaxed);
+                        lease.ahead.store(granted.ahead.as_nanos() as u64, Ordering::Relaxed);
+                        let _ = lease.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                            (left != RETIRED).then(|| left + granted.count as i64)
+                        });
+                    }
+                    Err(Unavailable) => _ = lease.owed.fetch_add(owed, Ordering::Relaxed),
+                }
+                lease.asking.store(false, Ordering::Relaxed);
+            });
+        });
+    }
+
+    /// Admits a request by asking Redis for it, and waits for the answer.
+    pub async fn take_exactly(&self, rate: &Rate, key: &LeaseKey<'_>) -> Result<Result<Standing, Exceeded>, Unavailable> {
+        if !self.is_up() && !self.may_ask(self.now()) {
+            return Err(Unavailable);
+        }
+        let granted = self.grant(rate, &self.key(key), 0, 1).await?;
+        let standing =
+            Standing { amount: rate.burst, remaining: granted.free, reset: granted.ahead, window: rate.window };
+        Ok(match granted.count {
+            0 => Err(Exceeded { index: 0, standing, retry_after: granted.wait }),
+            _ => Ok(standing),
+        })
+    }
+
+    fn key(&self, key: &LeaseKey<'_>) -> String {
+        // The braces keep one caller's keys on one node of a Redis cluster.
+        format!("{}:rate:{{{}}}:{}", self.settings.prefix, key.caller, key.limit)
+    }
+
+    async fn grant(&self, rate: &Rate, name: &str, owed: u64, want: u64) -> Result<Granted, Unavailable> {
+        let Ok(_question) = self.questions.try_acquire() else { return Err(Unavailable) };
+        let (interval, tolerance) = rate.micros();
+        let mut connection = self.connection.clone();
+        let mut call = self.lease.key(name);
+        let call = call.arg(interval).arg(tolerance).arg(owed).arg(want);
+        let asked = tokio::time::timeout(self.settings.timeout, call.invoke_async(&mut connection));
+        let (count, wait, free, ahead): (u64, u64, u64, u64) = self.heard(asked.await)?;
+        Ok(Granted { count, wait: Duration::from_micros(wait), free, ahead: Duration::from_micros(ahead) })
+    }
+
+    /// Tells Redis what this gateway has used in all, and learns what all have. For each, the totals in the same order.
+    pub async fn count(&self, used: &[Usage]) -> Result<Vec<u64>, Unavailable> {
+        let mut totals = Vec::with_capacity(used.len());
+        for usage in used {
+            let mut connection = self.connection.clone();
+            let name = format!("{}:quota:{{{}}}:{}:{}", self.settings.prefix, usage.caller, usage.quota, usage.start);
+            let mut call = self.count.key(name);
+            // A day longer, for whoever looks back at a period that has just ended.
+            let call = call.arg(&self.name).arg(usage.used).arg(usage.end.saturating_add(86_400));
+            let asked = tokio::time::timeout(self.settings.timeout, call.invoke_async(&mut connection));
+            totals.push(self.heard(asked.await)?);
+        }
+        Ok(totals)
+    }
+
+    /// Notes how Redis fared.
+    fn heard<T>(&self, answer: Result<Result<T, RedisError>, tokio::time::error::Elapsed>) -> Result<T, Unavailable> {
+        let failure = match answer {
+            Ok(Ok(answer)) => {
+                self.answers.fetch_add(1, Ordering::Relaxed);
+                if self.paused.swap(0, Ordering::Relaxed) != 0 {
+                    log::info!("Redis at {} answers again", self.settings.url);
+                }
+                return Ok(answer);
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {:?}", self.settings.timeout),
+        };
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        let until = self.now() + PAUSE.as_nanos() as u64;
+        if self.paused.swap(until, Ordering::Relaxed) == 0 {
+            log::warn!("Redis at {} fails ({failure}); limits go by what is configured for that", self.settings.url);
+        }
+        Err(Unavailable)
+    }
+
+    /// Forgets leases that are over.
+    pub fn sweep(&self) {
+        self.leases.sweep(self.now());
+    }
+
+    pub fn handle(&self) -> &Handle {
+        &self.handle
+    }
+}
+
+/// How long a lease is good for.
+const LIFE: u64 = 2_000_000_000;
+
+/// What a lease is for.
+pub struct LeaseKey<'a> {
+    /// The limit's name, the same on every gateway.
+    pub limit: &'a str,
+    /// Who is limited, in words.
+    pub caller: &'a str,
+    /// Requests in one lease.
+    pub lease: u64,
+}
+
+struct Granted {
+    count: u64,
+    /// Until there is one more to be had.
+    wait: Duration,
+    /// What Redis has left.
+    free: u64,
+    ahead: Duration,
+}
+
+fn client(settings: &Settings) -> Result<Client, String> {
+    let wrong = |error: RedisError| format!("`{}` is not the URL of a Redis: {error}", settings.url);
+    let info: ConnectionInfo = settings.url.as_str().into_connection_info().map_err(wrong)?;
+    let mut login = info.redis_settings().clone();
+    if let Some(username) = &settings.username {
+        login = login.set_username(username);
+    }
+    if let Some(password) = &settings.password {
+        login = login.set_password(password.expose());
+    }
+    Client::open(info.set_redis_settings(login)).map_err(wrong)
+}
