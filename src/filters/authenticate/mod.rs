@@ -1,5 +1,6 @@
 //! Who calls: the filters that authenticate, and the step of a chain in which they do it together.
 
+pub mod anonymous;
 pub mod api_key;
 pub mod basic_auth;
 pub mod credentials;
@@ -187,8 +188,11 @@ impl Tally {
     }
 
     fn outcome(self) -> Outcome {
-        let complete =
-            self.require == Require::Any || (!self.missing && self.invalid.is_none() && self.unavailable.is_none());
+        // A fallback was only asked because nothing at all was presented: nothing of it can be incomplete.
+        let anonymous = self.found.as_ref().is_some_and(|identity| identity.anonymous);
+        let complete = self.require == Require::Any
+            || anonymous
+            || (!self.missing && self.invalid.is_none() && self.unavailable.is_none());
         match (self.found, self.unavailable, self.invalid, self.invite) {
             (Some(identity), ..) if complete => Outcome::Identified(identity),
             (_, Some(error), ..) => Outcome::Unavailable(error),
