@@ -5,15 +5,20 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::objects::{oid_registry, oid2abbrev};
+use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
+use x509_parser::x509::AttributeTypeAndValue;
 
-use super::Consumer;
+use super::{Consumer, Credential, first_word};
 use crate::config::consumer::Mtls;
+
+/// The kind of [`Credential`] that certificates are.
+pub const KIND: &str = "mtls";
 
 /// A certificate that a client proved to own, and that an authority of the listener has issued.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClientCertificate {
-    /// Distinguished name in the order of the certificate, as in `CN=mobile, O=Example`.
+    /// Distinguished name in the order of the certificate, as in `CN=mobile, O=Example`, escaped as in RFC 4514.
     pub subject: String,
     /// Subject alternative names: DNS names in lower case, email addresses, URIs, IP addresses.
     pub names: Vec<String>,
@@ -33,13 +38,59 @@ impl ClientCertificate {
         let alternative = certificate.subject_alternative_name().ok().flatten();
         let subject = certificate.subject();
         Some(ClientCertificate {
-            subject: subject.to_string(),
+            subject: distinguished_name(subject),
             names: alternative.iter().flat_map(|names| &names.value.general_names).filter_map(name).collect(),
             serial: certificate.raw_serial().iter().map(|b| format!("{b:02x}")).collect(),
             fingerprint,
             organization: subject.iter_organization().next().and_then(|o| o.as_str().ok()).map(str::to_owned),
         })
     }
+}
+
+impl ClientCertificate {
+    pub fn credential(&self) -> Credential {
+        Credential { kind: KIND, id: first_word(&self.fingerprint) }
+    }
+
+    /// SHA-256 of the certificate in lower-case hexadecimal digits.
+    pub fn fingerprint_text(&self) -> String {
+        self.fingerprint.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// By hand: what x509-parser displays escapes nothing, so that a common name with a comma in it could stand for an
+/// organization.
+fn distinguished_name(name: &X509Name<'_>) -> String {
+    let relative = |attributes: Vec<String>| attributes.join("+");
+    name.iter_rdn().map(|rdn| relative(rdn.iter().map(attribute).collect())).collect::<Vec<_>>().join(", ")
+}
+
+/// RFC 4514, sections 2.3 and 2.4.
+fn attribute(attribute: &AttributeTypeAndValue<'_>) -> String {
+    let kind = attribute.attr_type();
+    let kind = oid2abbrev(kind, oid_registry()).map_or_else(|_| kind.to_id_string(), str::to_owned);
+    match attribute.as_str() {
+        Ok(value) => format!("{kind}={}", escaped(value)),
+        Err(_) => attribute.as_slice().iter().fold(format!("{kind}=#"), |text, byte| text + &format!("{byte:02x}")),
+    }
+}
+
+fn escaped(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    for (at, character) in value.char_indices() {
+        let outer = at == 0 || at + character.len_utf8() == value.len();
+        match character {
+            '"' | '+' | ',' | ';' | '<' | '>' | '\\' | '=' => out.extend(['\\', character]),
+            ' ' if outer => out.push_str("\\ "),
+            '#' if at == 0 => out.push_str("\\#"),
+            // Neither a header nor a line of a log can hold them.
+            control if control.is_control() => {
+                control.to_string().bytes().for_each(|byte| out.push_str(&format!("\\{byte:02x}")));
+            }
+            plain => out.push(plain),
+        }
+    }
+    out
 }
 
 fn name(name: &GeneralName<'_>) -> Option<String> {
@@ -140,9 +191,36 @@ fn parse_fingerprint(text: &str) -> Option<[u8; 32]> {
     Some(fingerprint)
 }
 
-/// A distinguished name without the spaces around its commas, which tools write or not.
+/// A distinguished name without the spaces around its commas, which tools write or not. An escaped comma is a part of a
+/// value, and so is an escaped space.
 fn normal_subject(subject: &str) -> String {
-    subject.split(',').map(str::trim).collect::<Vec<_>>().join(",")
+    let mut normal = String::with_capacity(subject.len());
+    let mut characters = subject.chars();
+    // Where the last part ends without the spaces after it.
+    let mut end = 0;
+    let mut begins = true;
+    while let Some(character) = characters.next() {
+        match character {
+            ' ' if begins => {}
+            ',' => {
+                normal.truncate(end);
+                normal.push(',');
+                (begins, end) = (true, normal.len());
+            }
+            character => {
+                normal.push(character);
+                if character == '\\' {
+                    normal.extend(characters.next());
+                }
+                begins = false;
+                if character != ' ' {
+                    end = normal.len();
+                }
+            }
+        }
+    }
+    normal.truncate(end);
+    normal
 }
 
 #[cfg(test)]
@@ -176,5 +254,31 @@ mod tests {
         }
         assert!(CertificateMatch::compile(&Mtls::default()).is_err());
         assert!(CertificateMatch::compile(&Mtls { fingerprint: text("abc"), ..Mtls::default() }).is_err());
+    }
+
+    #[test]
+    fn a_value_with_a_comma_is_not_two() {
+        let mut params = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        for (kind, value) in [
+            (rcgen::DnType::CommonName, "mobile, O=Example"),
+            (rcgen::DnType::OrganizationName, " #a+b=\"c\"; "),
+            (rcgen::DnType::LocalityName, "#Köln\r\nX: y"),
+        ] {
+            params.distinguished_name.push(kind, value);
+        }
+        let key = rcgen::KeyPair::generate().unwrap();
+        let certificate = ClientCertificate::read(params.self_signed(&key).unwrap().der()).unwrap();
+        let expected = r#"CN=mobile\, O\=Example, O=\ #a\+b\=\"c\"\;\ , L=\#Köln\0d\0aX: y"#;
+        assert_eq!(certificate.subject, expected);
+        let matches = |subject: &str| {
+            let written = Mtls { subject: Some(subject.to_owned()), ..Mtls::default() };
+            CertificateMatch::compile(&written).unwrap().holds(&certificate)
+        };
+        assert!(matches(expected) && matches(&expected.replace(", O=\\ ", " ,O=\\ ")));
+        assert!(!matches("CN=mobile, O=Example") && !matches("CN=mobile,O=Example"));
+        assert_eq!(normal_subject(r"CN=a\, b , O=c "), r"CN=a\, b,O=c");
+        assert_ne!(normal_subject(r"CN=a\, b"), normal_subject(r"CN=a\,b"));
+        assert_eq!(normal_subject(r"CN=a\ , O=c\"), r"CN=a\ ,O=c\");
     }
 }
