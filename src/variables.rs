@@ -14,6 +14,7 @@
 //! | `${limit}` | the limit that was hit |
 //! | `${path.NAME}` | what the `{NAME}` of the route's path matched |
 //! | `${client.address}` | the client's IP address, behind trusted proxies |
+//! | `${client.certificate.subject}` `${client.certificate.fingerprint}` | of the certificate of the client's connection: its name as in RFC 4514; SHA-256 in hexadecimal |
 //! | `${scheme}` `${host}` `${port}` `${listener}` | where the request came in |
 //! | `${service}` `${route}` `${upstream}` `${target}` | who answers; the target is the last one tried |
 //! | `${attempts}` | attempts made at targets |
@@ -96,6 +97,8 @@ variables! {
     RequestBytes = "request.bytes",
     ResponseBytes = "response.bytes",
     ClientAddress = "client.address",
+    ClientCertificateSubject = "client.certificate.subject",
+    ClientCertificateFingerprint = "client.certificate.fingerprint",
     Consumer = "consumer",
     ConsumerTeam = "consumer.team",
     Credential = "credential",
@@ -427,6 +430,13 @@ impl Variable {
             Variable::RequestCookie(name) => sink.named(name.as_bytes(), cookie(&request.headers, name)),
             Variable::PathCapture(name) => sink.optional(exchange.captures.get(name).map(str::as_bytes)),
             Variable::ClientAddress => sink.safe(|out| write_address(exchange.client, out)),
+            Variable::ClientCertificateSubject => {
+                sink.optional(exchange.certificate.as_ref().map(|certificate| certificate.subject.as_bytes()));
+            }
+            Variable::ClientCertificateFingerprint => match &exchange.certificate {
+                Some(certificate) => sink.safe(|out| out.push_str(&certificate.fingerprint_text())),
+                None => sink.absent(),
+            },
             Variable::Consumer => sink.optional(exchange.consumer().map(|consumer| consumer.name().as_bytes())),
             Variable::ConsumerTeam => {
                 let team = exchange.consumer().and_then(|consumer| consumer.team.as_ref());

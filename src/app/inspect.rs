@@ -6,12 +6,15 @@ use std::sync::{Arc, OnceLock};
 
 use prometheus::Registry;
 
+use crate::config::listener::Listener;
 use crate::config::service::Access;
 use crate::config::{
     Backend, Config, ConfigSchema, FilterSchema, Loaded, Problems, RouteMatch, nearest, process_environment,
 };
 use crate::filters::REGISTRY;
+use crate::filters::authenticate::mtls::Mtls;
 use crate::filters::chain::Place;
+use crate::filters::registry::FilterKind;
 use crate::listener::{self, ListenerState};
 use crate::snapshot::{Ground, Route, Snapshot, compile};
 use crate::telemetry::Plan;
@@ -107,8 +110,9 @@ pub fn around(loaded: &Loaded<Config>) -> Surroundings<'_> {
     Surroundings { folder: &loaded.folder, environment: &process_environment }
 }
 
-/// What no single listener can know: how many there are, and whether two share an address.
+/// What no single listener can know: how many there are, whether two share an address, and what filters want of them.
 pub fn check_listeners(config: &Config, problems: &mut Problems) {
+    check_certificates_are_asked_for(config, problems);
     if config.listeners.len() > MOST_LISTENERS {
         let message = format!("an upgrade hands over at most {MOST_LISTENERS} listeners and the admin listener");
         problems.add("listeners", message);
@@ -125,6 +129,27 @@ pub fn check_listeners(config: &Config, problems: &mut Problems) {
             "admin.address",
             "other machines could reach this address; use a loopback address, or say `allow_remote: true`",
         );
+    }
+}
+
+/// A filter that waits for certificates where no client is asked for one would refuse everybody.
+fn check_certificates_are_asked_for(config: &Config, problems: &mut Problems) {
+    let asks = |listener: &Listener| listener.tls.as_ref().is_some_and(|tls| tls.client_certificates.is_some());
+    if config.listeners.values().any(asks) {
+        return;
+    }
+    let mut lists = vec![("filters".to_owned(), &config.filters)];
+    for (name, service) in &config.services {
+        lists.push((format!("services.{name}.filters"), &service.filters));
+        let routes = service.routes.iter();
+        lists.extend(routes.map(|(route, it)| (format!("services.{name}.routes.{route}.filters"), &it.filters)));
+    }
+    for (place, filters) in lists {
+        for (i, filter) in filters.iter().enumerate().filter(|(_, filter)| filter.name == Mtls::NAME) {
+            let message =
+                "no listener asks clients for certificates: write `client_certificates` below a listener's `tls`";
+            problems.add(format!("{place}[{i}].{}", filter.name), message);
+        }
     }
 }
 

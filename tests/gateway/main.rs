@@ -25,6 +25,7 @@ mod health;
 mod hosts;
 mod http2;
 mod ip_restriction;
+mod mtls;
 mod nginx_origin;
 mod paths;
 mod plans;
