@@ -77,15 +77,18 @@ pub struct JwtSubject {
     pub issuer: Option<String>,
 }
 
-/// A key that signs requests (RFC 9421).
+/// A key that signs requests (RFC 9421): a shared secret, or a pair of which the gateway knows the public half.
 #[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Hmac {
     /// The `keyid` of its signatures.
     #[schemars(length(min = 1))]
     pub key_id: String,
-    /// The shared secret, at least 32 bytes.
-    pub secret: SecretRef,
+    /// The shared secret of `hmac-sha256`, at least 32 bytes.
+    pub secret: Option<SecretRef>,
+    /// The public key in PEM, which decides the algorithm: `ed25519`, `ecdsa-p256-sha256`, `ecdsa-p384-sha384` or
+    /// `rsa-pss-sha512`.
+    pub public_key: Option<SecretRef>,
 }
 
 /// A client certificate that the listener has verified: whatever is written has to agree.

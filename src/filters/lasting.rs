@@ -20,6 +20,7 @@ use std::sync::Arc;
 use tokio::runtime::Handle;
 
 use super::authenticate::basic_auth::Passwords;
+use super::authenticate::hmac::Replays;
 
 /// Shared by the filters of all snapshots.
 #[derive(Default)]
@@ -31,6 +32,8 @@ pub struct Lasting {
     pub counters: Counters,
     shields: Mutex<HashMap<(String, usize, Duration), Arc<Rate>>>,
     pub passwords: Arc<Passwords>,
+    /// The signatures of requests that were accepted.
+    pub signatures: Replays,
 }
 
 impl Lasting {

@@ -28,6 +28,7 @@ pub const REGISTRY: &[Definition] = &[
     Definition::of::<limit::quota::Quota>(),
     Definition::of::<authorise::acl::Acl>(),
     Definition::of::<authenticate::basic_auth::BasicAuth>(),
+    Definition::of::<authenticate::hmac::Hmac>(),
     Definition::of::<authenticate::mtls::Mtls>(),
     Definition::of::<authenticate::anonymous::Anonymous>(),
     Definition::of::<traffic::body_limit::BodyLimit>(),

@@ -11,9 +11,10 @@ use http::HeaderValue;
 
 use super::api_key::{Hash, Pepper};
 use super::certificate::{CertificateMatch, Certificates, ClientCertificate};
+use super::signing_key::SigningKey;
 use super::{Consumer, PlanId, Profile, ServiceId, Subscription, Team};
 use crate::config::consumer::{self as written, Credential};
-use crate::config::{Config, Environment, Problems, Secret};
+use crate::config::{Config, Environment, Problems};
 
 /// Every consumer, by name and by credential. Immutable.
 #[derive(Default)]
@@ -47,10 +48,10 @@ pub struct BasicAuthEntry {
 /// The issuer of a token's subject, if only its tokens count, and whose they are.
 type Subject = (Option<Box<str>>, Arc<Consumer>);
 
-/// A signing key's consumer, and the shared secret.
+/// A signing key and its consumer.
 pub struct HmacEntry {
     pub consumer: Arc<Consumer>,
-    pub secret: Secret,
+    pub key: SigningKey,
 }
 
 impl Directory {
@@ -276,15 +277,8 @@ impl<'a> Compiler<'a> {
                 entries.push((issuer.map(Into::into), consumer.clone()));
             }
             Credential::Hmac(hmac) => {
-                let place = format!("{path}.hmac.secret");
-                let Some(secret) = hmac.secret.resolve(self.folder, self.environment, &place, self.problems) else {
-                    return;
-                };
-                // RFC 2104, section 3: a key shorter than the hash weakens it.
-                if secret.expose().len() < 32 {
-                    self.problems.add(place, "a shared secret has at least 32 bytes");
-                }
-                let entry = HmacEntry { consumer: consumer.clone(), secret };
+                let Some(key) = self.signing_key(hmac, &format!("{path}.hmac")) else { return };
+                let entry = HmacEntry { consumer: consumer.clone(), key };
                 if let Some(other) = directory.signers.insert(hmac.key_id.as_str().into(), entry) {
                     let message = format!("`{}` has this key id too", other.consumer.name());
                     self.problems.add(format!("{path}.hmac.key_id"), message);
@@ -300,6 +294,20 @@ impl<'a> Compiler<'a> {
                 Err(message) => self.problems.add(format!("{path}.mtls"), message),
             },
         }
+    }
+
+    fn signing_key(&mut self, hmac: &written::Hmac, path: &str) -> Option<SigningKey> {
+        let (place, reference) = match (&hmac.secret, &hmac.public_key) {
+            (Some(secret), None) => (format!("{path}.secret"), secret),
+            (None, Some(key)) => (format!("{path}.public_key"), key),
+            _ => {
+                self.problems.add(path, "write either `secret` or `public_key`");
+                return None;
+            }
+        };
+        let text = reference.resolve(self.folder, self.environment, &place, self.problems)?;
+        let key = if hmac.secret.is_some() { SigningKey::secret(&text) } else { SigningKey::public(text.expose()) };
+        key.map_err(|message| self.problems.add(place, message)).ok()
     }
 
     /// One key cannot stand for two callers, nor be revoked for one while it lives on at the other.

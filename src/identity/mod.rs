@@ -7,6 +7,7 @@ pub mod api_key;
 pub mod certificate;
 mod claims;
 mod directory;
+pub mod signing_key;
 
 use std::fmt;
 use std::sync::Arc;

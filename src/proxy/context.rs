@@ -77,6 +77,7 @@ impl Default for Context {
                 host: String::new(),
                 port: 0,
                 original_target: None,
+                has_body: false,
                 route: None,
                 captures: Captures::default(),
                 identity: None,

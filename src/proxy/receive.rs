@@ -54,7 +54,7 @@ pub fn receive(session: &mut Session, ctx: &mut Context) -> Result<()> {
     let seen = look_at(&session.req_header().headers);
     ctx.exchange.request_id = if seen.claims { request_id(&session.req_header().headers) } else { new_request_id() };
     // Pingora frames the body by the head as it stands when it first looks: that has to be before anything changes it.
-    session.is_body_empty();
+    ctx.exchange.has_body = !session.is_body_empty();
     // The connection bounds how slowly a client may send or take; Pingora's own timer per read is not needed.
     session.set_read_timeout(None);
     if connection.draining() {

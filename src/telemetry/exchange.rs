@@ -60,6 +60,8 @@ pub struct Exchange {
     pub port: u16,
     /// The path and query as the client sent them, kept only when the forwarded ones differ.
     pub original_target: Option<Box<str>>,
+    /// Whether a body follows the head, which may turn out to be empty.
+    pub has_body: bool,
 
     // Route
     pub route: Option<Arc<RouteName>>,
@@ -126,6 +128,7 @@ pub(crate) mod tests {
             host: "api.example.com".into(),
             port: 8443,
             original_target: Some("/orders/7?page=2&token=s3cret".into()),
+            has_body: true,
             route: Some(Arc::new(RouteName { service: "shop".into(), route: "list".into() })),
             captures: Captures(vec![("id".into(), "7".into())]),
             identity: Some(crate::identity::tests::identity()),

@@ -22,6 +22,7 @@ mod grpc;
 mod grpc_python;
 mod headers;
 mod health;
+mod hmac;
 mod hosts;
 mod http2;
 mod ip_restriction;

@@ -4,6 +4,7 @@ pub mod anonymous;
 pub mod api_key;
 pub mod basic_auth;
 pub mod credentials;
+pub mod hmac;
 pub mod mtls;
 
 use std::sync::Arc;
