@@ -5,6 +5,7 @@
 //! - [`routing`]: from host, path and predicates to a route.
 //! - [`identity`]: consumers, and what they are found by.
 //! - [`limits`]: rates and quotas, and where what was used is counted.
+//! - [`authority`]: asking issuers and providers about callers.
 //! - [`upstream`]: the origin side: targets, balance, health, retries.
 //! - [`filters`]: one policy each, in one ordered registry.
 //! - [`snapshot`]: the immutable compiled form of a configuration that requests run on.
@@ -17,6 +18,7 @@
 //! - [`demo_origin`]: an origin to try things out with.
 
 pub mod app;
+pub mod authority;
 pub mod cli;
 pub mod config;
 pub mod control;

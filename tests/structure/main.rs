@@ -11,12 +11,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("routing", &["error", "config"]),
     ("identity", &["error", "config"]),
     ("limits", &["error", "config"]),
+    ("authority", &["error", "config"]),
     ("upstream", &["error", "config"]),
     ("listener", &["error", "config", "identity"]),
     // A template is compiled from text and rendered from an exchange; a log line is rendered from templates.
     ("variables", &["error", "config", "telemetry"]),
     ("telemetry", &["error", "config", "routing", "identity", "variables"]),
-    ("filters", &["error", "config", "routing", "identity", "limits", "upstream", "telemetry", "variables"]),
+    (
+        "filters",
+        &["error", "config", "routing", "identity", "authority", "limits", "upstream", "telemetry", "variables"],
+    ),
     ("snapshot", &["error", "config", "routing", "identity", "upstream", "telemetry", "variables", "filters"]),
     ("proxy", &["error", "config", "routing", "upstream", "listener", "telemetry", "variables", "filters", "snapshot"]),
     ("control", &["error", "config", "snapshot", "telemetry"]),
