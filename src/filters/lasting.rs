@@ -21,6 +21,8 @@ use tokio::runtime::Handle;
 
 use super::authenticate::basic_auth::Passwords;
 use super::authenticate::hmac::Replays;
+use super::authenticate::jwt::keys::Keys;
+use crate::authority::Kept;
 
 /// Shared by the filters of all snapshots.
 #[derive(Default)]
@@ -34,6 +36,8 @@ pub struct Lasting {
     pub passwords: Arc<Passwords>,
     /// The signatures of requests that were accepted.
     pub signatures: Replays,
+    /// What issuers of tokens have published.
+    pub key_sets: Kept<Keys>,
 }
 
 impl Lasting {

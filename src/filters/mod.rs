@@ -31,6 +31,7 @@ pub const REGISTRY: &[Definition] = &[
     Definition::of::<authenticate::hmac::Hmac>(),
     Definition::of::<authenticate::mtls::Mtls>(),
     Definition::of::<authenticate::anonymous::Anonymous>(),
+    Definition::of::<authenticate::jwt::Jwt>(),
     Definition::of::<traffic::body_limit::BodyLimit>(),
     Definition::of::<traffic::timeout::Timeout>(),
     Definition::of::<traffic::fault::Fault>(),

@@ -27,6 +27,7 @@ mod hosts;
 mod http2;
 mod ip_restriction;
 mod mtls;
+mod jwt;
 mod nginx_origin;
 mod paths;
 mod plans;

@@ -4,7 +4,9 @@ pub mod anonymous;
 pub mod api_key;
 pub mod basic_auth;
 pub mod credentials;
+pub mod grants;
 pub mod hmac;
+pub mod jwt;
 pub mod mtls;
 
 use std::sync::Arc;
@@ -28,6 +30,8 @@ pub enum Verdict {
     /// Credentials that are no good. What is wrong with them is for the log: callers are told nothing, since what differs
     /// between an unknown and an expired key helps only those who guess.
     Invalid(&'static str),
+    /// Good credentials that do not allow this, and the answer to them.
+    Forbidden(Error),
     /// No credentials, but a way to get some: a login.
     Invite(Answer),
     /// It cannot be found out whether they are good.
@@ -51,6 +55,11 @@ pub trait Authenticator: Send + Sync {
 
     /// What a refusal asks for (RFC 9110, section 11.6.1).
     fn challenge(&self) -> Option<HeaderValue>;
+
+    /// What a refusal of its own credentials asks for.
+    fn challenge_to_invalid(&self) -> Option<HeaderValue> {
+        self.challenge()
+    }
 
     /// Whether it only steps in when no credentials were presented.
     fn is_fallback(&self) -> bool {
@@ -94,14 +103,14 @@ impl Gate {
                 Flow::Continue
             }
             Outcome::Nobody if self.optional => Flow::Continue,
-            Outcome::Nobody => Flow::Refuse(self.refusal(Reason::Unauthenticated)),
-            Outcome::Invalid(why) => {
+            Outcome::Nobody => Flow::Refuse(self.refusal(Reason::Unauthenticated, None)),
+            Outcome::Invalid(why, whose) => {
                 request.exchange.cause = Some(why);
-                Flow::Refuse(self.refusal(Reason::InvalidCredentials))
+                Flow::Refuse(self.refusal(Reason::InvalidCredentials, whose))
             }
             Outcome::Invite(answer) if !self.optional => Flow::Answer(answer),
             Outcome::Invite(_) => Flow::Continue,
-            Outcome::Unavailable(error) => Flow::Refuse(error),
+            Outcome::Forbidden(error) | Outcome::Unavailable(error) => Flow::Refuse(error),
         }
     }
 
@@ -128,8 +137,13 @@ impl Gate {
         }
     }
 
-    fn refusal(&self, reason: Reason) -> Error {
-        let challenges = self.authenticators.iter().filter_map(|authenticator| authenticator.challenge());
+    /// `invalid`: whose credentials were no good.
+    fn refusal(&self, reason: Reason, invalid: Option<usize>) -> Error {
+        let challenge = |(i, authenticator): (usize, &Arc<dyn Authenticator>)| match invalid == Some(i) {
+            true => authenticator.challenge_to_invalid(),
+            false => authenticator.challenge(),
+        };
+        let challenges = self.authenticators.iter().enumerate().filter_map(challenge);
         challenges.fold(Error::new(reason), |error, challenge| error.header(WWW_AUTHENTICATE, challenge))
     }
 }
@@ -138,7 +152,9 @@ impl Gate {
 enum Outcome {
     Identified(Identity),
     Nobody,
-    Invalid(&'static str),
+    /// Why, and by whom, counted among the authenticators.
+    Invalid(&'static str, Option<usize>),
+    Forbidden(Error),
     Invite(Answer),
     Unavailable(Error),
 }
@@ -148,38 +164,41 @@ struct Tally {
     require: Require,
     found: Option<Identity>,
     missing: bool,
-    invalid: Option<&'static str>,
+    invalid: Option<(&'static str, Option<usize>)>,
+    forbidden: Option<Error>,
     invite: Option<Answer>,
     unavailable: Option<Error>,
 }
 
 impl Tally {
     fn new(require: Require) -> Self {
-        Tally { require, found: None, missing: false, invalid: None, invite: None, unavailable: None }
+        Tally { require, found: None, missing: false, invalid: None, forbidden: None, invite: None, unavailable: None }
     }
 
     /// Whether the authenticator has anything to say, after what was found so far.
     fn wants(&self, authenticator: &dyn Authenticator) -> bool {
         // Whoever presents bad credentials is not anonymous: the caller would not learn that they are bad.
-        !authenticator.is_fallback() || (self.found.is_none() && self.invalid.is_none() && self.unavailable.is_none())
+        let presented = self.found.is_some() || self.invalid.is_some() || self.forbidden.is_some();
+        !authenticator.is_fallback() || !(presented || self.unavailable.is_some())
     }
 
-    /// Takes a verdict; true once nothing can change the outcome any more.
-    fn add(&mut self, verdict: Verdict) -> bool {
+    /// Takes the verdict of the authenticator with this number; true once nothing can change the outcome any more.
+    fn add(&mut self, whose: usize, verdict: Verdict) -> bool {
         match verdict {
             Verdict::Identified(identity) => {
                 match &mut self.found {
                     None => self.found = Some(identity),
                     Some(found) => {
                         if !merge(found, identity) {
-                            self.invalid = Some("the credentials are of different consumers");
+                            self.invalid = Some(("the credentials are of different consumers", None));
                         }
                     }
                 }
                 return self.require == Require::Any;
             }
             Verdict::Absent | Verdict::Wait => self.missing = true,
-            Verdict::Invalid(why) => self.invalid = self.invalid.or(Some(why)),
+            Verdict::Invalid(why) => self.invalid = self.invalid.or(Some((why, Some(whose)))),
+            Verdict::Forbidden(error) => self.forbidden = self.forbidden.take().or(Some(error)),
             Verdict::Invite(answer) => {
                 self.missing = true;
                 self.invite.get_or_insert(answer);
@@ -192,17 +211,17 @@ impl Tally {
     fn outcome(self) -> Outcome {
         // A fallback was only asked because nothing at all was presented: nothing of it can be incomplete.
         let anonymous = self.found.as_ref().is_some_and(|identity| identity.anonymous);
-        let complete = self.require == Require::Any
-            || anonymous
-            || (!self.missing && self.invalid.is_none() && self.unavailable.is_none());
-        match (self.found, self.unavailable, self.invalid, self.invite) {
+        let refused = self.invalid.is_some() || self.forbidden.is_some() || self.unavailable.is_some();
+        let complete = self.require == Require::Any || anonymous || !(self.missing || refused);
+        match (self.found, self.unavailable, self.invalid, self.forbidden, self.invite) {
             (Some(identity), ..) if complete => Outcome::Identified(identity),
             (_, Some(error), ..) => Outcome::Unavailable(error),
-            (_, _, Some(why), _) => Outcome::Invalid(why),
-            (_, _, _, Some(answer)) => Outcome::Invite(answer),
+            (_, _, Some((why, whose)), ..) => Outcome::Invalid(why, whose),
+            (_, _, _, Some(error), _) => Outcome::Forbidden(error),
+            (_, _, _, _, Some(answer)) => Outcome::Invite(answer),
             // With `all`, one kind of credentials alone is as good as bad ones.
-            (Some(_), ..) => Outcome::Invalid("not all of the credentials that are required were presented"),
-            (None, None, None, None) => Outcome::Nobody,
+            (Some(_), ..) => Outcome::Invalid("not all of the credentials that are required were presented", None),
+            (None, None, None, None, None) => Outcome::Nobody,
         }
     }
 }
@@ -223,7 +242,7 @@ fn merge(found: &mut Identity, other: Identity) -> bool {
 impl OnRequestPerhaps for Gate {
     fn on_request(&self, request: &mut Request<'_>) -> Option<Flow> {
         let mut tally = Tally::new(self.require);
-        for authenticator in &self.authenticators {
+        for (i, authenticator) in self.authenticators.iter().enumerate() {
             if !tally.wants(&**authenticator) {
                 continue;
             }
@@ -231,7 +250,7 @@ impl OnRequestPerhaps for Gate {
             if matches!(verdict, Verdict::Wait) {
                 return None;
             }
-            if tally.add(verdict) {
+            if tally.add(i, verdict) {
                 break;
             }
         }
@@ -240,7 +259,7 @@ impl OnRequestPerhaps for Gate {
 
     async fn wait(&self, request: &mut Request<'_>) -> Flow {
         let mut tally = Tally::new(self.require);
-        for authenticator in &self.authenticators {
+        for (i, authenticator) in self.authenticators.iter().enumerate() {
             if !tally.wants(&**authenticator) {
                 continue;
             }
@@ -248,7 +267,7 @@ impl OnRequestPerhaps for Gate {
                 Verdict::Wait => authenticator.authenticate_later(request).await,
                 verdict => verdict,
             };
-            if tally.add(verdict) {
+            if tally.add(i, verdict) {
                 break;
             }
         }

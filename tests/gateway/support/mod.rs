@@ -9,6 +9,7 @@ pub mod ports;
 pub mod process;
 pub mod scratch;
 pub mod tls;
+pub mod tokens;
 pub mod wire;
 
 mod selftest;

@@ -148,6 +148,11 @@ pub fn der(pem: &str) -> CertificateDer<'static> {
     CertificateDer::from_pem_slice(pem.as_bytes()).expect("a PEM certificate")
 }
 
+/// A PEM public key as bytes.
+pub fn public_key_der(pem: &str) -> Vec<u8> {
+    rustls::pki_types::SubjectPublicKeyInfoDer::from_pem_slice(pem.as_bytes()).expect("a PEM public key").to_vec()
+}
+
 fn key(pem: &str) -> PrivateKeyDer<'static> {
     PrivateKeyDer::from_pem_slice(pem.as_bytes()).expect("a PEM key")
 }
