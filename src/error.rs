@@ -69,6 +69,8 @@ reasons! {
     UriTooLong = "uri_too_long", 414, Client, "Request target too long", "http_request_denied";
     /// The host is not one that this connection's certificate was chosen for (RFC 9110, section 15.5.20).
     Misdirected = "misdirected", 421, Client, "Misdirected request", "http_request_denied";
+    /// Too much work of one kind at once.
+    TooManyRequests = "too_many_requests", 429, Client, "Too many requests", "http_request_denied";
     /// Too many requests in too short a time.
     RateLimited = "rate_limited", 429, Client, "Rate limit exceeded", "http_request_denied";
     /// As many requests as the caller may make in this period.

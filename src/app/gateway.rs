@@ -311,6 +311,10 @@ impl Source for StateMetrics {
         let usage = gateway.lasting.quotas.state();
         let [writes, failures] = [&usage.writes, &usage.failures].map(|count| count.load(Ordering::Relaxed));
         out.usage_store(writes, failures);
+        if let Some(fleet) = &gateway.published.current().fleet {
+            let [answers, failures] = [&fleet.answers, &fleet.failures].map(|count| count.load(Ordering::Relaxed));
+            out.redis(fleet.is_up(), answers, failures);
+        }
         out.callers(gateway.lasting.rates.callers() as u64);
         for (name, listener) in &gateway.listeners {
             out.connections_active(name, listener.counters.active() as u64);
@@ -354,6 +358,11 @@ async fn drop_when_unused(snapshot: Arc<Snapshot>) {
 fn open_usage(snapshot: Option<&Snapshot>, loaded: &Loaded<Config>, lasting: &Lasting, problems: &mut Problems) {
     let counts = snapshot.is_some_and(|snapshot| snapshot.limits.iter().any(|limit| limit.counts()));
     if !counts || !problems.is_empty() {
+        return;
+    }
+    let fleet = snapshot.and_then(|snapshot| snapshot.fleet.as_ref());
+    lasting.share_quotas(fleet, loaded.config.usage.interval.get());
+    if fleet.is_some() {
         return;
     }
     let usage = &loaded.config.usage;

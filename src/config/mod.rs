@@ -11,6 +11,7 @@ pub mod document;
 pub mod filter_entry;
 pub mod listener;
 mod problem;
+pub mod redis;
 pub mod reference;
 mod root;
 pub mod route_match;

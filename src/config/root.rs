@@ -10,6 +10,7 @@ use super::consumer::{Consumer, Identity, Plan, Usage};
 use super::dns::Dns;
 use super::filter_entry::FilterEntry;
 use super::listener::Listener;
+use super::redis::Redis;
 use super::server::{Admin, Server};
 use super::service::Service;
 use super::telemetry::{AccessLog, Tracing};
@@ -61,6 +62,8 @@ pub struct Config {
     /// Where what was used of quotas is kept. Read at the start only.
     #[serde(default)]
     pub usage: Usage,
+    /// Makes several gateways a fleet whose limits hold together. Default: this gateway counts by itself.
+    pub redis: Option<Redis>,
 }
 
 impl Config {

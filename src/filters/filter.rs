@@ -153,6 +153,11 @@ impl Compiled {
         Compiled { request: Some(RequestStep::Now(filter.clone())), limit: Some(filter), ..Compiled::default() }
     }
 
+    pub fn limit_perhaps(filter: impl OnRequestPerhaps + Limit + 'static) -> Self {
+        let filter = Arc::new(filter);
+        Compiled { request: Some(RequestStep::Perhaps(filter.clone())), limit: Some(filter), ..Compiled::default() }
+    }
+
     /// With headers that only the gateway may set.
     pub fn owning(mut self, headers: impl IntoIterator<Item = HeaderName>) -> Self {
         self.owned_headers.extend(headers);

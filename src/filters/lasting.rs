@@ -3,35 +3,33 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
 use std::time::Duration;
 
 use pingora_limits::rate::Rate;
 use tokio::runtime::Handle;
 
-use super::limit::shield;
-use crate::identity::limit_key;
-use crate::limits::{Counters, Quotas, RateLimiter, quota};
-
-/// How often callers who have not come for long enough are forgotten.
-const SWEEP: Duration = Duration::from_secs(10);
-use std::sync::Arc;
-
-use tokio::runtime::Handle;
-
 use super::authenticate::basic_auth::Passwords;
 use super::authenticate::hmac::Replays;
 use super::authenticate::jwt::keys::Keys;
+use super::limit::shield;
 use crate::authority::Kept;
+use crate::identity::limit_key;
+use crate::limits::{Counters, Fleet, Quotas, RateLimiter, fleet, quota};
+
+/// How often callers who have not come for long enough are forgotten.
+const SWEEP: Duration = Duration::from_secs(10);
 
 /// Shared by the filters of all snapshots.
-#[derive(Default)]
 pub struct Lasting {
     background: Option<Handle>,
     pub rates: RateLimiter,
     pub quotas: Quotas,
+    /// Whether a thread writes what was used of quotas.
+    kept: Once,
     /// What is counted of limits, for the metrics.
     pub counters: Counters,
+    fleets: Mutex<Vec<Weak<Fleet>>>,
     shields: Mutex<HashMap<(String, usize, Duration), Arc<Rate>>>,
     pub passwords: Arc<Passwords>,
     /// The signatures of requests that were accepted.
@@ -40,10 +38,28 @@ pub struct Lasting {
     pub key_sets: Kept<Keys>,
 }
 
+impl Default for Lasting {
+    /// Without work beside requests.
+    fn default() -> Self {
+        Lasting::new(None)
+    }
+}
+
 impl Lasting {
     /// `background` runs what must not take a worker's time. Without it, as in `headgate check`, nothing is begun.
     pub fn new(background: Option<Handle>) -> Self {
-        let lasting = Lasting { background, ..Lasting::default() };
+        let lasting = Lasting {
+            background,
+            rates: RateLimiter::default(),
+            quotas: Quotas::default(),
+            kept: Once::new(),
+            counters: Counters::default(),
+            fleets: Mutex::default(),
+            shields: Mutex::default(),
+            passwords: Arc::default(),
+            signatures: Replays::default(),
+            key_sets: Kept::default(),
+        };
         if let Some(background) = &lasting.background {
             let rates = lasting.rates.clone();
             background.spawn(async move {
@@ -54,7 +70,6 @@ impl Lasting {
             });
         }
         lasting
-        Lasting { background, ..Lasting::default() }
     }
 
     /// Where work beside requests runs; `None` if filters are only compiled to be looked at.
@@ -64,11 +79,44 @@ impl Lasting {
 
     /// Opens the store of quotas, and begins to write to it every `interval` if it was not open yet.
     pub fn open_usage(&self, file: &Path, interval: Duration) -> Result<(), String> {
-        let opened = self.quotas.open(file, |quota, caller| (limit_key(quota), limit_key(caller)))?;
-        if opened {
-            quota::keep(self.quotas.clone(), interval);
-        }
+        self.quotas.open(file, |quota, caller| (limit_key(quota), limit_key(caller)))?;
+        self.keep_quotas(interval);
         Ok(())
+    }
+
+    /// Counts quotas together with a fleet, or alone.
+    pub fn share_quotas(&self, fleet: Option<&Arc<Fleet>>, interval: Duration) {
+        self.quotas.share(fleet);
+        if fleet.is_some() {
+            self.keep_quotas(interval);
+        }
+    }
+
+    fn keep_quotas(&self, interval: Duration) {
+        self.kept.call_once(|| quota::keep(self.quotas.clone(), interval));
+    }
+
+    /// The connection to a fleet's Redis, the same as before unless its settings have changed. `None` if filters are only
+    /// compiled to be looked at.
+    pub fn fleet(&self, settings: fleet::Settings) -> Result<Option<Arc<Fleet>>, String> {
+        let Some(background) = &self.background else { return fleet::check(&settings).map(|()| None) };
+        let mut fleets = self.fleets.lock().unwrap_or_else(PoisonError::into_inner);
+        fleets.retain(|fleet| fleet.strong_count() > 0);
+        let known = fleets.iter().filter_map(Weak::upgrade).find(|fleet| fleet.settings == settings);
+        if let Some(known) = known {
+            return Ok(Some(known));
+        }
+        let fleet = Arc::new(Fleet::new(settings, background)?);
+        fleets.push(Arc::downgrade(&fleet));
+        let swept = Arc::downgrade(&fleet);
+        background.spawn(async move {
+            while let Some(fleet) = swept.upgrade() {
+                fleet.sweep();
+                drop(fleet);
+                tokio::time::sleep(SWEEP).await;
+            }
+        });
+        Ok(Some(fleet))
     }
 
     /// The counts of the shield of that name, the same as before unless its measures have changed.

@@ -10,6 +10,7 @@ use super::lasting::Lasting;
 use super::stage::Stage;
 use crate::config::Problems;
 use crate::identity::Directory;
+use crate::limits::Fleet;
 use crate::upstream::Surroundings;
 
 /// A policy that can be written in a configuration.
@@ -34,12 +35,21 @@ pub struct Site<'a> {
     /// Who may call.
     pub directory: &'a Arc<Directory>,
     pub lasting: &'a Arc<Lasting>,
+    /// The other gateways whose limits hold together with ours.
+    pub fleet: Option<&'a Arc<Fleet>>,
 }
 
 impl<'a> Site<'a> {
     /// A place at or below this one, for what is compiled as a part of it.
     pub fn at<'b>(&'b mut self, path: &'b str) -> Site<'b> {
-        Site { path, problems: self.problems, around: self.around, directory: self.directory, lasting: self.lasting }
+        Site {
+            path,
+            problems: self.problems,
+            around: self.around,
+            directory: self.directory,
+            lasting: self.lasting,
+            fleet: self.fleet,
+        }
     }
 }
 
@@ -49,7 +59,8 @@ pub(super) fn compile_alone<F: FilterKind>(config: F::Config) -> (Option<Compile
     let mut problems = Problems::default();
     let around = Surroundings { folder: std::path::Path::new("."), environment: &|_| None };
     let (directory, lasting) = Default::default();
-    let mut site = Site { path: F::NAME, problems: &mut problems, around, directory: &directory, lasting: &lasting };
+    let mut site =
+        Site { path: F::NAME, problems: &mut problems, around, directory: &directory, lasting: &lasting, fleet: None };
     (F::compile(config, &mut site), problems)
 }
 

@@ -6,12 +6,12 @@
 //!
 //! While Redis does not answer, it is asked once a second at most, and each gateway goes on with its share of the limit.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, RedisError, Script};
+use redis::{Client, ConnectionInfo, IntoConnectionInfo, RedisError, Script};
 use tokio::runtime::Handle;
 
 use super::gcra::{Rate, mix};
@@ -174,12 +174,18 @@ impl Fleet {
         let paused = self.paused.load(Ordering::Relaxed);
         let next = now + PAUSE.as_nanos() as u64;
         paused == 0
-            || (paused <= now && self.paused.compare_exchange(paused, next, Ordering::Relaxed, Ordering::Relaxed).is_ok())
+            || (paused <= now
+                && self.paused.compare_exchange(paused, next, Ordering::Relaxed, Ordering::Relaxed).is_ok())
     }
 
     /// Admits a request out of a caller's lease, without waiting. `Unavailable` if Redis does not answer and there is no
     /// lease to spend.
-    pub fn take(self: &Arc<Self>, rate: &Rate, key: &LeaseKey<'_>, caller: u64) -> Result<Result<Standing, Exceeded>, Unavailable> {
+    pub fn take(
+        self: &Arc<Self>,
+        rate: &Rate,
+        key: &LeaseKey<'_>,
+        caller: u64,
+    ) -> Result<Result<Standing, Exceeded>, Unavailable> {
         let now = self.now();
         let size = key.lease;
         let make = || Lease {
@@ -195,14 +201,15 @@ impl Fleet {
             return Err(Unavailable);
         }
         let id = mix(rate.id, caller);
-        self.leases.with(id, make, |lease| {
+        Ok(self.leases.with(id, make, |lease| {
             if lease.expires.load(Ordering::Relaxed) < now {
                 // What was left is void; a new lease is spent in advance, once the old debt is known to Redis.
                 if lease.retire(now) {
                     return None;
                 }
             }
-            let before = lease.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left > 0).then(|| left - 1));
+            let before =
+                lease.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left > 0).then(|| left - 1));
             let left = match before {
                 Ok(before) => before - 1,
                 Err(RETIRED) => return None,
@@ -210,7 +217,7 @@ impl Fleet {
             };
             let again = lease.again.load(Ordering::Relaxed);
             // In time, before the lease is used up.
-            if left < size as i64 / 2 && now >= again {
+            if left <= size as i64 / 2 && now >= again {
                 self.ask(rate, key, id, lease);
             }
             let standing = Standing {
@@ -226,8 +233,26 @@ impl Fleet {
                     Err(Exceeded { index: 0, standing: Standing { remaining: 0, ..standing }, retry_after })
                 }
             })
+        }))
+    }
+
+    /// Puts back what [`Fleet::take`] has admitted, for a request that another rate refuses.
+    pub fn give_back(&self, rate: &Rate, caller: u64) {
+        self.leases.peek(mix(rate.id, caller), |lease| {
+            let _ = lease
+                .left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left != RETIRED).then(|| left + 1));
+        });
+    }
+
+    /// How a caller stands, as far as this gateway knows.
+    pub fn standing(&self, rate: &Rate, caller: u64) -> Option<Standing> {
+        self.leases.peek(mix(rate.id, caller), |lease| Standing {
+            amount: rate.burst,
+            remaining: lease.free.load(Ordering::Relaxed) + lease.left.load(Ordering::Relaxed).max(0) as u64,
+            reset: Duration::from_nanos(lease.ahead.load(Ordering::Relaxed)),
+            window: rate.window,
         })
-        .pipe(Ok)
     }
 
     /// Asks for more in the background, unless a question is on its way.
@@ -245,7 +270,10 @@ impl Fleet {
                 match answer {
                     Ok(granted) => {
                         lease.expires.store(now + LIFE, Ordering::Relaxed);
-                        lease.again.store(if granted.count < want { now + granted.wait.as_nanos() as u64 } else { 0 }, Ordering::Relaxed);
+                        lease.again.store(
+                            if granted.count < want { now + granted.wait.as_nanos() as u64 } else { 0 },
+                            Ordering::Relaxed,
+                        );
                         lease.free.store(granted.free, Ordering::Relaxed);
                         lease.ahead.store(granted.ahead.as_nanos() as u64, Ordering::Relaxed);
                         let _ = lease.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
@@ -260,7 +288,11 @@ impl Fleet {
     }
 
     /// Admits a request by asking Redis for it, and waits for the answer.
-    pub async fn take_exactly(&self, rate: &Rate, key: &LeaseKey<'_>) -> Result<Result<Standing, Exceeded>, Unavailable> {
+    pub async fn take_exactly(
+        &self,
+        rate: &Rate,
+        key: &LeaseKey<'_>,
+    ) -> Result<Result<Standing, Exceeded>, Unavailable> {
         if !self.is_up() && !self.may_ask(self.now()) {
             return Err(Unavailable);
         }
@@ -275,7 +307,7 @@ impl Fleet {
 
     fn key(&self, key: &LeaseKey<'_>) -> String {
         // The braces keep one caller's keys on one node of a Redis cluster.
-        format!("{}:rate:{{{}}}:{}", self.settings.prefix, key.caller, key.limit)
+        format!("{}:rate:{{{}}}:{}", self.settings.prefix, (key.caller)(), key.limit)
     }
 
     async fn grant(&self, rate: &Rate, name: &str, owed: u64, want: u64) -> Result<Granted, Unavailable> {
@@ -342,8 +374,8 @@ const LIFE: u64 = 2_000_000_000;
 pub struct LeaseKey<'a> {
     /// The limit's name, the same on every gateway.
     pub limit: &'a str,
-    /// Who is limited, in words.
-    pub caller: &'a str,
+    /// Who is limited, in words; they are put together only when Redis is asked.
+    pub caller: &'a (dyn Fn() -> String + Sync),
     /// Requests in one lease.
     pub lease: u64,
 }
@@ -355,6 +387,11 @@ struct Granted {
     /// What Redis has left.
     free: u64,
     ahead: Duration,
+}
+
+/// Whether the settings can be those of a Redis; it is not asked.
+pub fn check(settings: &Settings) -> Result<(), String> {
+    client(settings).map(drop)
 }
 
 fn client(settings: &Settings) -> Result<Client, String> {

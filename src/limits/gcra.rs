@@ -38,6 +38,19 @@ impl Rate {
         Rate { id, interval, tolerance, burst, amount: rate.amount, window: rate.per }
     }
 
+    /// The part of one of several gateways, which counts by itself.
+    pub(super) fn share(&self, gateways: u64) -> Rate {
+        let part = |amount: u64| amount.div_ceil(gateways).max(1);
+        let (interval, burst) = (self.interval.saturating_mul(gateways), part(self.burst));
+        let tolerance = interval.saturating_mul(burst).min(1 << 61);
+        Rate { id: mix(self.id, gateways), interval, tolerance, burst, amount: part(self.amount), window: self.window }
+    }
+
+    /// Microseconds between two requests, and those that the TAT may lie ahead.
+    pub(super) fn micros(&self) -> (f64, f64) {
+        (self.interval as f64 / 1e3, self.tolerance as f64 / 1e3)
+    }
+
     fn key(&self, caller: u64) -> u64 {
         mix(self.id, caller)
     }

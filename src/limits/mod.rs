@@ -4,7 +4,9 @@
 //! lock is shared between threads, and no store is waited for.
 
 pub mod calendar;
+pub mod fleet;
 pub mod gcra;
+pub mod limiter;
 pub mod quota;
 pub mod store;
 mod table;
@@ -14,7 +16,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+pub use fleet::Fleet;
 pub use gcra::{RateLimiter, Rates};
+pub use limiter::{Caller, Limiter, OnFailure, Together};
 pub use quota::{Quota, Quotas};
 
 /// How one limit stands for one caller, after it has been asked.

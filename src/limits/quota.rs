@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::tz::TimeZone;
 
 use super::calendar::{self, Window};
+use super::fleet::Fleet;
 use super::gcra::mix;
 use super::store::{Store, StoreError, Usage};
 use super::table::AsIs;
@@ -73,6 +74,8 @@ struct Counted {
     used: AtomicU64,
     /// Of it, what is not in the store yet.
     pending: AtomicU64,
+    /// Of it, what this process has counted.
+    own: AtomicU64,
     /// What the store held when it was last asked.
     stored: AtomicU64,
     /// Of the warning of the soft limit, so that it comes once.
@@ -86,6 +89,8 @@ type Cells = papaya::HashMap<u64, Arc<Counted>, AsIs>;
 pub struct Quotas {
     cells: Arc<Cells>,
     store: Arc<Mutex<Option<(PathBuf, Store)>>>,
+    /// Takes the place of the store in a fleet.
+    fleet: Arc<ArcSwapOption<Fleet>>,
     state: Arc<State>,
 }
 
@@ -102,7 +107,12 @@ pub struct State {
 
 impl Default for Quotas {
     fn default() -> Self {
-        Quotas { cells: Arc::new(papaya::HashMap::with_hasher(AsIs)), store: Arc::default(), state: Arc::default() }
+        Quotas {
+            cells: Arc::new(papaya::HashMap::with_hasher(AsIs)),
+            store: Arc::default(),
+            fleet: Arc::default(),
+            state: Arc::default(),
+        }
     }
 }
 
@@ -115,13 +125,13 @@ pub struct Taken {
 }
 
 impl Quotas {
-    /// Opens the store, unless it is open; true if it was not. Another file than the one in use is an error: what was counted stays where it
+    /// Opens the store, unless it is open. Another file than the one in use is an error: what was counted stays where it
     /// is until the process is replaced.
-    pub fn open(&self, path: &Path, ids: impl Fn(&str, &str) -> (u64, u64)) -> Result<bool, String> {
+    pub fn open(&self, path: &Path, ids: impl Fn(&str, &str) -> (u64, u64)) -> Result<(), String> {
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((open, _)) = &*store {
             return match open == path {
-                true => Ok(false),
+                true => Ok(()),
                 false => Err(format!("the usage store is {} until `headgate upgrade` or a restart", open.display())),
             };
         }
@@ -139,13 +149,19 @@ impl Quotas {
                 window,
                 used: usage.used.into(),
                 pending: 0.into(),
+                own: 0.into(),
                 stored: usage.used.into(),
                 warned: 0.into(),
             };
             cells.insert(mix(mix(quota, window.start as u64), caller), Arc::new(counted));
         }
         *store = Some((path.to_owned(), opened));
-        Ok(true)
+        Ok(())
+    }
+
+    /// Counts together with a fleet from now on, or alone again.
+    pub fn share(&self, fleet: Option<&Arc<Fleet>>) {
+        self.fleet.store(fleet.cloned());
     }
 
     /// Uses one of a caller's quota, or says what stands against it. `name` is who the caller is, for the store.
@@ -163,6 +179,7 @@ impl Quotas {
                     window,
                     used: 0.into(),
                     pending: 0.into(),
+                    own: 0.into(),
                     stored: 0.into(),
                     warned: 0.into(),
                 })
@@ -180,6 +197,7 @@ impl Quotas {
         match taken {
             Ok(before) => {
                 cell.pending.fetch_add(1, Ordering::Relaxed);
+                cell.own.fetch_add(1, Ordering::Relaxed);
                 let passed = quota.soft.is_some_and(|soft| before + 1 >= soft);
                 let warn = passed && cell.warned.swap(1, Ordering::Relaxed) == 0;
                 Ok(Taken { standing: standing(before + 1), warn })
@@ -197,6 +215,7 @@ impl Quotas {
                 cell.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |pending| pending.checked_sub(1));
             if taken.is_ok() {
                 cell.used.fetch_sub(1, Ordering::Relaxed);
+                cell.own.fetch_sub(1, Ordering::Relaxed);
             }
         }
     }
@@ -214,8 +233,12 @@ impl Quotas {
     /// Adds to the store what was used since the last time, and learns what others have added. Blocks: call it from a
     /// thread that may.
     pub fn flush(&self) -> Result<(), StoreError> {
+        // Held until the end: of two flushes at a time, nobody would know whose totals are newer.
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some((_, store)) = &mut *store else { return Ok(()) };
+        let fleet = self.fleet.load_full();
+        if store.is_none() && fleet.is_none() {
+            return Ok(());
+        }
         let now = unix_now();
         let cells = self.cells.pin();
         let (mut counted, mut usages) = (Vec::new(), Vec::new());
@@ -239,7 +262,12 @@ impl Quotas {
         if usages.is_empty() {
             return Ok(());
         }
-        match store.add(&usages) {
+        let totals = match (&fleet, &mut *store) {
+            (Some(fleet), _) => together(fleet, &counted, &usages),
+            (None, Some((_, store))) => store.add(&usages),
+            (None, None) => return Ok(()),
+        };
+        match totals {
             Ok(totals) => {
                 for ((cell, usage), total) in counted.iter().zip(&usages).zip(totals) {
                     let before = cell.stored.swap(total, Ordering::Relaxed);
@@ -265,6 +293,16 @@ impl Quotas {
     pub fn state(&self) -> &State {
         &self.state
     }
+}
+
+/// Tells Redis what this process has counted in all, and learns what all have.
+fn together(fleet: &Fleet, counted: &[Arc<Counted>], usages: &[Usage]) -> Result<Vec<u64>, StoreError> {
+    let own: Vec<Usage> = counted
+        .iter()
+        .zip(usages)
+        .map(|(cell, usage)| Usage { used: cell.own.load(Ordering::Relaxed), ..usage.clone() })
+        .collect();
+    fleet.handle().block_on(fleet.count(&own)).map_err(|_| StoreError::redis(&fleet.settings.url))
 }
 
 /// Seconds for which a period's counts are kept in memory when it is over: a request may still be on its way.

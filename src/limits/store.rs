@@ -41,6 +41,12 @@ pub struct StoreError {
     what: String,
 }
 
+impl StoreError {
+    pub(super) fn redis(url: &str) -> StoreError {
+        StoreError { path: format!("in Redis at {url}"), what: "cannot be reached".to_owned() }
+    }
+}
+
 impl Store {
     /// Opens the file, or makes it. A file that is damaged, foreign, newer or not writable is an error: to begin with an
     /// empty one instead would give everybody a new quota.

@@ -16,6 +16,7 @@ use crate::filters::limit::plan::Plans;
 use crate::filters::limit::usage::Limit;
 use crate::filters::registry::{Site, compile_backend};
 use crate::identity::{Directory, ServiceId};
+use crate::limits::{Fleet, fleet};
 use crate::routing::{self, Router};
 use crate::telemetry::exchange::RouteName;
 use crate::telemetry::metrics::Metrics;
@@ -42,11 +43,16 @@ pub fn compile(
     let before = problems.0.len();
     let origins = compile_origins(config, ground, previous, problems);
     let directory = Arc::new(Directory::compile(config, around.folder, around.environment, problems));
+    let fleet = compile_fleet(config, around, lasting, problems);
     let headers = identity_headers(config, problems);
     let mut limits: Vec<Arc<dyn Limit>> = Vec::new();
     let mut owned: Vec<HeaderName> = headers.iter().map(|(name, _)| name.clone()).collect();
     let mut attach = |place, entries: &[FilterEntry], path: &str, problems: &mut Problems| {
-        let attached = attach(place, entries, &mut Site { path, problems, around, directory: &directory, lasting });
+        let attached = attach(
+            place,
+            entries,
+            &mut Site { path, problems, around, directory: &directory, lasting, fleet: fleet.as_ref() },
+        );
         limits.extend(attached.iter().filter_map(|filter| filter.limit().cloned()));
         owned.extend(attached.iter().flat_map(|filter| filter.owned_headers()).cloned());
         attached
@@ -61,7 +67,7 @@ pub fn compile(
         // What the routes of a service have alike they share: with many routes, requests then find it in the cache.
         let shared_name: Arc<str> = service_name.as_str().into();
         let service_id = ServiceId(index as u32);
-        let mut site = Site { path: &path, problems, around, directory: &directory, lasting };
+        let mut site = Site { path: &path, problems, around, directory: &directory, lasting, fleet: fleet.as_ref() };
         let plans = Plans::compile(config, service_id, service_name, &mut site);
         plans_of_services.extend(plans.clone());
         let rules = Rules {
@@ -86,7 +92,8 @@ pub fn compile(
             matches.push(written_match(service_name, service, route_name, route, &path));
             let backend = {
                 let path = format!("{path}.backend");
-                let site = Site { path: &path, problems, around, directory: &directory, lasting };
+                let site =
+                    Site { path: &path, problems, around, directory: &directory, lasting, fleet: fleet.as_ref() };
                 compile_backend_of(config, &route.backend, &origins, site)
             };
             let mirror = route.mirror.as_ref().and_then(|mirror| {
@@ -109,7 +116,42 @@ pub fn compile(
     let revision = previous.map_or(1, |previous| previous.revision + 1);
     limits.extend(plans_of_services.into_iter().map(|plans| plans as Arc<dyn Limit>));
     let owned_headers = OwnedHeaders::new(owned);
-    Some(Snapshot { revision, router, routes: routes.into(), origins, directory, owned_headers, limits: limits.into() })
+    Some(Snapshot {
+        revision,
+        router,
+        routes: routes.into(),
+        origins,
+        directory,
+        owned_headers,
+        limits: limits.into(),
+        fleet,
+    })
+}
+
+/// The connection to the Redis that the configuration names.
+fn compile_fleet(
+    config: &Config,
+    around: Surroundings<'_>,
+    lasting: &Lasting,
+    problems: &mut Problems,
+) -> Option<Arc<Fleet>> {
+    let redis = config.redis.as_ref()?;
+    let password = redis
+        .password
+        .as_ref()
+        .map(|password| password.resolve(around.folder, around.environment, "redis.password", problems));
+    let settings = fleet::Settings {
+        url: redis.url.clone(),
+        username: redis.username.clone(),
+        password: password.flatten(),
+        prefix: redis.prefix.clone(),
+        timeout: redis.timeout.get(),
+        gateways: redis.gateways,
+    };
+    lasting.fleet(settings).unwrap_or_else(|message| {
+        problems.add("redis.url", message);
+        None
+    })
 }
 
 /// What origins are told of callers: the names of the headers, and their texts.

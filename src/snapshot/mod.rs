@@ -17,6 +17,7 @@ use crate::filters::chain::Chain;
 use crate::filters::filter::OnRequest;
 use crate::filters::limit::usage::Limit;
 use crate::identity::Directory;
+use crate::limits::Fleet;
 use crate::routing::Router;
 use crate::telemetry::exchange::RouteName;
 use crate::telemetry::metrics::{RouteMetrics, UpstreamMetrics};
@@ -34,6 +35,8 @@ pub struct Snapshot {
     pub owned_headers: OwnedHeaders,
     /// What consumers can be shown their part of.
     pub limits: Box<[Arc<dyn Limit>]>,
+    /// The other gateways whose limits hold together with ours.
+    pub fleet: Option<Arc<Fleet>>,
 }
 
 /// Headers that only the gateway may set. What clients send under these names is dropped, whatever the route.

@@ -21,7 +21,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "filters",
         &["error", "config", "routing", "identity", "authority", "limits", "upstream", "telemetry", "variables"],
     ),
-    ("snapshot", &["error", "config", "routing", "identity", "upstream", "telemetry", "variables", "filters"]),
+    (
+        "snapshot",
+        &["error", "config", "routing", "identity", "limits", "upstream", "telemetry", "variables", "filters"],
+    ),
     ("proxy", &["error", "config", "routing", "upstream", "listener", "telemetry", "variables", "filters", "snapshot"]),
     ("control", &["error", "config", "snapshot", "telemetry"]),
     ("demo_origin", &[]),

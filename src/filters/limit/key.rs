@@ -318,7 +318,8 @@ mod tests {
         let mut problems = Problems::default();
         let around = Surroundings { folder: std::path::Path::new("."), environment: &|_| None };
         let (directory, lasting) = Default::default();
-        let mut at = Site { path: "f", problems: &mut problems, around, directory: &directory, lasting: &lasting };
+        let mut at =
+            Site { path: "f", problems: &mut problems, around, directory: &directory, lasting: &lasting, fleet: None };
         Key::compile(&by, &mut at).ok_or_else(|| format!("{problems:?}"))
     }
 

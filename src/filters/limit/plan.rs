@@ -3,16 +3,19 @@
 use std::sync::Arc;
 
 use super::quota::{Meter, time_zone};
-use super::rate_limit::shown;
+use super::rate_limit::{conclude, leased, shown};
 use super::report::{Report, Told};
 use super::usage::{Limit, Shown};
 use crate::config::Config;
 use crate::config::consumer::SubscriptionState;
-use crate::error::Reason;
+use crate::config::units::Share;
 use crate::filters::filter::{Flow, OnRequest, Request};
 use crate::filters::registry::Site;
 use crate::identity::{Consumer, ServiceId, limit_key};
-use crate::limits::{RateLimiter, Rates, gcra};
+use crate::limits::{Caller, Limiter, OnFailure, Rates, Together, gcra};
+
+/// The part of a plan's burst that a gateway of a fleet leases at once.
+const LEASE: Share = Share(0.1);
 
 /// The plans of a configuration as they hold on one service.
 pub struct Plans {
@@ -22,7 +25,7 @@ pub struct Plans {
 }
 
 struct Allowance {
-    rates: Option<(Rates, RateLimiter, Report)>,
+    rates: Option<(Limiter, Report)>,
     quota: Option<Meter>,
 }
 
@@ -45,7 +48,15 @@ impl Plans {
                     let policies =
                         labels.iter().zip(&rates).map(|(label, rate)| (label.as_str(), rate.amount, rate.window));
                     let report = Report::new(policies, Told::default(), &at.lasting.counters);
-                    (rates, at.lasting.rates.clone(), report)
+                    let together = at.fleet.map(|fleet| Together {
+                        fleet: fleet.clone(),
+                        leases: rates.iter().map(|rate| leased(rate, LEASE)).collect(),
+                        exact: false,
+                        on_failure: OnFailure::Local,
+                    });
+                    // In Redis too, they go by service and rate.
+                    let names = written.iter().map(|rate| format!("{name} {rate}").into()).collect();
+                    (Limiter::new(rates, names, at.lasting.rates.clone(), together), report)
                 });
                 let quota = written.quota.and_then(|amount| {
                     let path = format!("plans.{plan}");
@@ -71,7 +82,7 @@ impl Limit for Plans {
     fn shown(&self, consumer: &Consumer) -> Vec<Shown> {
         let Some(allowance) = self.allowance(consumer) else { return Vec::new() };
         let rates = allowance.rates.iter();
-        let rates = rates.flat_map(|(rates, limiter, report)| shown(rates, limiter, report, consumer.key));
+        let rates = rates.flat_map(|(limiter, report)| shown(limiter, report, consumer.key));
         rates.chain(allowance.quota.iter().map(|meter| meter.shown(consumer.key))).collect()
     }
 
@@ -84,16 +95,19 @@ impl OnRequest for Plans {
     fn on_request(&self, request: &mut Request<'_>) -> Flow {
         let Some(consumer) = request.exchange.consumer().cloned() else { return Flow::Continue };
         let Some(allowance) = self.allowance(&consumer) else { return Flow::Continue };
-        if let Some((rates, limiter, report)) = &allowance.rates {
+        let words = || format!("consumer:{}", consumer.name());
+        if let Some((limiter, report)) = &allowance.rates {
             let mut telling = report.begin();
-            let told = &mut |index, standing| telling.add(index, &standing);
-            if let Err(exceeded) = limiter.take(rates, consumer.key, limiter.now(), told) {
-                return Flow::Refuse(report.refuse(Reason::RateLimited, &exceeded, request));
+            let caller = Caller { key: consumer.key, words: &words };
+            let taken = limiter.take(&caller, &mut |index, standing| telling.add(index, &standing));
+            // Plans never wait for Redis.
+            let flow = conclude(taken.unwrap_or(Ok(())), report, telling, request);
+            if !matches!(flow, Flow::Continue) {
+                return flow;
             }
-            telling.on_answer(request.controls);
         }
         match &allowance.quota {
-            Some(meter) => meter.take(consumer.key, || format!("consumer:{}", consumer.name()), request),
+            Some(meter) => meter.take(consumer.key, words, request),
             None => Flow::Continue,
         }
     }

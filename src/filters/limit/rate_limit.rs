@@ -1,18 +1,19 @@
 //! Limits how many requests come in a time.
 
+use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::key::{By, Key};
-use super::report::{Report, Told};
+use super::report::{Report, Telling, Told};
 use super::usage::{Limit, Shown};
-use crate::config::units;
+use crate::config::units::{self, Share};
 use crate::error::Reason;
-use crate::filters::filter::{Compiled, Flow, OnRequest, Request};
+use crate::filters::filter::{Compiled, Flow, OnRequestPerhaps, Request};
 use crate::filters::registry::{FilterKind, Site};
 use crate::filters::stage::Stage;
 use crate::identity::{Consumer, limit_key};
-use crate::limits::{RateLimiter, Rates, gcra};
+use crate::limits::{Caller, Exceeded, Limiter, OnFailure, Rates, Together, gcra};
 
 /// Admits so many requests in a time from each caller, with bursts, under one rate or under several that hold together. One
 /// more is answered 429 with `Retry-After`.
@@ -42,12 +43,37 @@ pub struct Config {
     /// What answers tell of the limit.
     #[serde(default)]
     pub headers: Told,
+    /// In a fleet: the part of the burst that a gateway leases from Redis at once, and may admit beyond the limit.
+    #[serde(default = "default_lease")]
+    pub lease: Share,
+    /// In a fleet: asks Redis for each request and waits for its answer, so that nothing is admitted beyond the limit.
+    #[serde(default)]
+    pub exact: bool,
+    /// In a fleet: what holds while Redis does not answer.
+    #[serde(default)]
+    pub on_redis_failure: OnRedisFailure,
+}
+
+fn default_lease() -> Share {
+    Share(0.1)
+}
+
+/// What holds while Redis does not answer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnRedisFailure {
+    /// Each gateway admits its part: the limit divided by `redis.gateways`.
+    #[default]
+    Local,
+    /// Everything is admitted.
+    Allow,
+    /// Nothing is.
+    Deny,
 }
 
 pub struct RateLimit {
-    rates: Rates,
+    limiter: Limiter,
     key: Key,
-    limiter: RateLimiter,
     report: Report,
 }
 
@@ -72,24 +98,59 @@ impl FilterKind for RateLimit {
             .collect();
         let policies = labels.iter().zip(&rates).map(|(label, rate)| (label.as_str(), rate.amount, rate.window));
         let report = Report::new(policies, config.headers, &at.lasting.counters);
-        let limiter = at.lasting.rates.clone();
-        Some(Compiled::limit(RateLimit { rates, key, limiter, report }))
+        let on_failure = match config.on_redis_failure {
+            OnRedisFailure::Local => OnFailure::Local,
+            OnRedisFailure::Allow => OnFailure::Allow,
+            OnRedisFailure::Deny => OnFailure::Deny,
+        };
+        let together = at.fleet.map(|fleet| Together {
+            fleet: fleet.clone(),
+            leases: rates.iter().map(|rate| leased(rate, config.lease)).collect(),
+            exact: config.exact,
+            on_failure,
+        });
+        let names = labels.into_iter().map(String::into_boxed_str).collect();
+        let limiter = Limiter::new(rates, names, at.lasting.rates.clone(), together);
+        Some(Compiled::limit_perhaps(RateLimit { limiter, key, report }))
     }
 }
 
-impl OnRequest for RateLimit {
-    fn on_request(&self, request: &mut Request<'_>) -> Flow {
-        let caller = self.key.of_or_address(request);
-        let now = self.limiter.now();
-        let mut told = self.report.begin();
-        let taken = self.limiter.take(&self.rates, caller, now, &mut |index, standing| told.add(index, &standing));
-        match taken {
-            Ok(()) => {
-                told.on_answer(request.controls);
-                Flow::Continue
-            }
-            Err(exceeded) => Flow::Refuse(self.report.refuse(Reason::RateLimited, &exceeded, request)),
+/// How many requests a gateway leases at once.
+pub fn leased(rate: &gcra::Rate, share: Share) -> u64 {
+    ((rate.burst as f64 * share.fraction()) as u64).clamp(1, rate.burst)
+}
+
+#[async_trait]
+impl OnRequestPerhaps for RateLimit {
+    fn on_request(&self, request: &mut Request<'_>) -> Option<Flow> {
+        let mut telling = self.report.begin();
+        let taken = {
+            let request = &*request;
+            let words = || self.key.text_or_address(request);
+            let caller = Caller { key: self.key.of_or_address(request), words: &words };
+            self.limiter.take(&caller, &mut |index, standing| telling.add(index, &standing))?
+        };
+        Some(conclude(taken, &self.report, telling, request))
+    }
+
+    async fn wait(&self, request: &mut Request<'_>) -> Flow {
+        let mut telling = self.report.begin();
+        let words = self.key.text_or_address(request);
+        let words = || words.clone();
+        let caller = Caller { key: self.key.of_or_address(request), words: &words };
+        let taken = self.limiter.wait(&caller, &mut |index, standing| telling.add(index, &standing)).await;
+        conclude(taken, &self.report, telling, request)
+    }
+}
+
+/// Lets a request go on that is within its rates, and refuses it otherwise.
+pub fn conclude(taken: Result<(), Exceeded>, report: &Report, telling: Telling<'_>, request: &mut Request<'_>) -> Flow {
+    match taken {
+        Ok(()) => {
+            telling.on_answer(request.controls);
+            Flow::Continue
         }
+        Err(exceeded) => Flow::Refuse(report.refuse(Reason::RateLimited, &exceeded, request)),
     }
 }
 
@@ -107,15 +168,14 @@ pub fn place(path: &str, filter: &str) -> String {
 impl Limit for RateLimit {
     fn shown(&self, consumer: &Consumer) -> Vec<Shown> {
         let Some(caller) = self.key.of_consumer(consumer) else { return Vec::new() };
-        shown(&self.rates, &self.limiter, &self.report, caller)
+        shown(&self.limiter, &self.report, caller)
     }
 }
 
 /// How a caller stands at each of several rates.
-pub fn shown(rates: &Rates, limiter: &RateLimiter, report: &Report, caller: u64) -> Vec<Shown> {
-    let now = limiter.now();
-    let shown = |(index, rate)| Shown::rate(report.label(index), limiter.standing(rate, caller, now));
-    rates.iter().enumerate().map(shown).collect()
+pub fn shown(limiter: &Limiter, report: &Report, caller: u64) -> Vec<Shown> {
+    let shown = |(index, standing)| Shown::rate(report.label(index), standing);
+    limiter.standings(caller).enumerate().map(shown).collect()
 }
 
 #[cfg(test)]

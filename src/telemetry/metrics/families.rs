@@ -72,6 +72,12 @@ families! {
         "Times that what was used of quotas was written to the store.";
     USAGE_FAILURES = "headgate_usage_store_failures_total", COUNTER, [],
         "Times that the store did not take what was used; it is kept in memory and tried again.";
+    REDIS_UP = "headgate_redis_up", GAUGE, [],
+        "1 if Redis answered when it was last asked.";
+    REDIS_ANSWERS = "headgate_redis_answers_total", COUNTER, [],
+        "Questions that Redis has answered.";
+    REDIS_FAILURES = "headgate_redis_failures_total", COUNTER, [],
+        "Questions that Redis has not answered, or not in time.";
     CONNECTIONS_ACTIVE = "headgate_connections_active", GAUGE, ["listener"],
         "Open connections of clients.";
     CONNECTIONS_ACCEPTED = "headgate_connections_accepted_total", COUNTER, ["listener"],
@@ -129,6 +135,12 @@ impl Gathered {
     pub fn usage_store(&mut self, writes: u64, failures: u64) {
         self.add(USAGE_WRITES, &[], writes as f64);
         self.add(USAGE_FAILURES, &[], failures as f64);
+    }
+
+    pub fn redis(&mut self, up: bool, answers: u64, failures: u64) {
+        self.add(REDIS_UP, &[], f64::from(u8::from(up)));
+        self.add(REDIS_ANSWERS, &[], answers as f64);
+        self.add(REDIS_FAILURES, &[], failures as f64);
     }
 
     pub fn connections_active(&mut self, listener: &str, count: u64) {

@@ -106,3 +106,31 @@ pub async fn grpc_client(address: SocketAddr, scenario: &'static str) {
     let output = output.unwrap_or_else(|error| panic!("starting Python: {error}; run `scripts/prepare tests`"));
     assert!(output.status.success(), "{scenario}: {}", String::from_utf8_lossy(&output.stderr));
 }
+
+/// A Redis of its own, with nothing in it.
+pub struct Redis {
+    pub address: SocketAddr,
+    process: Group,
+    _port: Reserved,
+    _scratch: Scratch,
+}
+
+impl Redis {
+    pub async fn start() -> Self {
+        let (scratch, port) = (Scratch::new(), reserve());
+        let mut command = Command::new("redis-server");
+        command.args(["--bind", "127.0.0.1", "--port", &port.address.port().to_string()]);
+        command.args(["--save", "", "--appendonly", "no", "--dir"]).arg(scratch.path());
+        let process = Group::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
+        let address = port.address;
+        let listens = eventually(PATIENCE, || async { TcpStream::connect(address).await.is_ok() }).await;
+        assert!(listens, "redis-server did not start");
+        Redis { address, process, _port: port, _scratch: scratch }
+    }
+
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: a plain system call; the process is ours and not reaped.
+        let sent = unsafe { libc::kill(self.process.0.id() as libc::pid_t, signal) };
+        assert_eq!(sent, 0, "signalling redis-server");
+    }
+}

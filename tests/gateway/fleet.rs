@@ -1,0 +1,199 @@
+//! Several gateways whose limits hold together, by way of a real Redis.
+
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::process::Redis;
+use crate::support::*;
+
+fn yaml(redis: SocketAddr, more: &str, filter: &str) -> String {
+    format!(
+        "
+redis: {{ url: 'redis://{redis}', timeout: 200ms, gateways: 2{more} }}
+usage: {{ interval: 50ms }}
+services: {{ s: {{ filters: [{filter}], routes: {{ all: {{ match: {{ path_prefix: / }}, backend: {{ respond: {{ body: in }} }} }} }} }} }}
+"
+    )
+}
+
+async fn two(redis: &Redis, filter: &str) -> [Gateway; 2] {
+    let yaml = yaml(redis.address, "", filter);
+    [Gateway::start(&yaml).await, Gateway::start(&yaml).await]
+}
+
+/// How many of so many requests, spread over the gateways in turn, were admitted.
+async fn admitted(gateways: &[Gateway], count: usize) -> usize {
+    let mut clients = Vec::new();
+    for gateway in gateways {
+        clients.push(gateway.connect().await);
+    }
+    let mut admitted = 0;
+    for n in 0..count {
+        let at = n % clients.len();
+        match clients[at].get("/").await.unwrap().status {
+            200 => admitted += 1,
+            429 => {}
+            other => panic!("got {other}"),
+        }
+    }
+    admitted
+}
+
+/// One command, and the beginning of its answer.
+async fn command(redis: &Redis, words: &[&str]) -> String {
+    let mut stream = TcpStream::connect(redis.address).await.unwrap();
+    let mut text = format!("*{}\r\n", words.len());
+    words.iter().for_each(|word| text += &format!("${}\r\n{word}\r\n", word.len()));
+    stream.write_all(text.as_bytes()).await.unwrap();
+    let mut answer = [0; 256];
+    let length = stream.read(&mut answer).await.unwrap();
+    String::from_utf8_lossy(&answer[..length]).into_owned()
+}
+
+#[tokio::test]
+async fn two_gateways_together_admit_the_limit_and_at_most_a_lease_each_beyond_it() {
+    let redis = Redis::start().await;
+    let gateways = two(&redis, "{ rate_limit: { rate: 100/h, by: route, lease: 5% } }").await;
+    let admitted = admitted(&gateways, 400).await;
+    assert!((95..=100 + 2 * 5).contains(&admitted), "{admitted} of 100, leased five by five");
+    for gateway in &gateways {
+        assert_eq!(gateway.metric("headgate_redis_up", &[]).await, 1.0);
+        assert_eq!(gateway.metric("headgate_redis_failures_total", &[]).await, 0.0);
+    }
+}
+
+#[tokio::test]
+async fn an_exact_limit_admits_not_one_more() {
+    let redis = Redis::start().await;
+    let gateways = two(&redis, "{ rate_limit: { rate: 50/h, by: route, exact: true } }").await;
+    assert_eq!(admitted(&gateways, 120).await, 50);
+    let refused = gateways[1].get("/").await;
+    assert_eq!(refused.status, 429);
+    let after: u64 = refused.header("retry-after").unwrap().parse().unwrap();
+    assert!((60..=72).contains(&after), "{after}: one in 72 seconds");
+    assert_eq!(refused.header("ratelimit").unwrap().split(";t=").next(), Some("\"s/rate_limit\";r=0"));
+}
+
+#[tokio::test]
+async fn no_request_waits_for_a_redis_that_hangs_and_all_is_well_when_it_goes_on() {
+    let redis = Redis::start().await;
+    let gateways = two(&redis, "{ rate_limit: { rate: 100000/h, by: route } }").await;
+    assert_eq!(admitted(&gateways, 50).await, 50);
+    redis.signal(libc::SIGSTOP);
+    let mut client = gateways[0].connect().await;
+    let (begun, mut slowest) = (Instant::now(), Duration::ZERO);
+    while begun.elapsed() < Duration::from_millis(1500) {
+        let sent = Instant::now();
+        assert_eq!(client.get("/").await.unwrap().status, 200);
+        slowest = slowest.max(sent.elapsed());
+    }
+    assert!(slowest < Duration::from_millis(150), "one request took {slowest:?}; Redis has 200 ms to answer");
+    redis.signal(libc::SIGCONT);
+    let gateway = &gateways[0];
+    let up = || async {
+        gateway.get("/").await;
+        gateway.metric("headgate_redis_up", &[]).await == 1.0
+    };
+    assert!(eventually(PATIENCE, up).await, "{}", gateway.logged());
+}
+
+#[tokio::test]
+async fn without_redis_each_limit_does_what_was_chosen_for_that() {
+    let nobody = ports::reserve();
+    for (chosen, expected) in [("local", 5), ("allow", 20), ("deny", 0)] {
+        for exact in ["false", "true"] {
+            let filter =
+                format!("{{ rate_limit: {{ rate: 10/h, by: route, exact: {exact}, on_redis_failure: {chosen} }} }}");
+            let gateway = Gateway::start(&yaml(nobody.address, "", &filter)).await;
+            // The lease that is spent in advance is the only thing that tells the first requests apart.
+            let mut client = gateway.connect().await;
+            let mut count = 0;
+            for _ in 0..20 {
+                count += usize::from(client.get("/").await.unwrap().status == 200);
+                if count == 1 && exact == "false" {
+                    let down = |up: f64| up == 0.0;
+                    assert!(gateway.metric_becomes("headgate_redis_up", &[], down).await, "the first question fails");
+                }
+            }
+            let advance = usize::from(exact == "false");
+            assert!((expected..=expected + advance).contains(&count), "{chosen}, exact {exact}: {count}");
+            assert!(gateway.logged().matches("fails (").count() <= 1, "said once: {}", gateway.logged());
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_was_emptied_is_a_new_beginning_and_no_failure() {
+    let redis = Redis::start().await;
+    let gateways = two(&redis, "{ rate_limit: { rate: 20/h, by: route, exact: true } }").await;
+    assert_eq!(admitted(&gateways, 30).await, 20);
+    assert!(command(&redis, &["FLUSHALL"]).await.starts_with("+OK"));
+    assert!(command(&redis, &["SCRIPT", "FLUSH"]).await.starts_with("+OK"));
+    assert_eq!(admitted(&gateways, 30).await, 20);
+}
+
+#[tokio::test]
+async fn a_clock_that_was_set_back_locks_nobody_out() {
+    let redis = Redis::start().await;
+    let gateways = two(&redis, "{ rate_limit: { rate: 20/s, by: route, exact: true } }").await;
+    assert_eq!(admitted(&gateways, 1).await, 1);
+    let keys = command(&redis, &["KEYS", "*"]).await;
+    let key = keys.lines().find(|line| line.starts_with("headgate:rate:")).unwrap_or_else(|| panic!("{keys}"));
+    // A TAT that lies a year ahead, as the clock before may have left it.
+    assert!(command(&redis, &["SET", key, "9999999999999999"]).await.starts_with("+OK"));
+    let first = gateways[0].get("/").await.status;
+    let recovered = || async { gateways[1].get("/").await.status == 200 };
+    assert!(first == 200 || eventually(Duration::from_secs(3), recovered).await, "{first}");
+}
+
+#[tokio::test]
+async fn a_quota_counts_what_all_gateways_have_served_also_after_a_crash_and_an_emptied_redis() {
+    let redis = Redis::start().await;
+    let mut gateways = two(&redis, "{ quota: { amount: 100/year, by: gateway } }").await;
+    let remaining = |answer: &Answer| -> u64 {
+        let told = answer.header("ratelimit").unwrap();
+        told.split(";r=").nth(1).and_then(|rest| rest.split(';').next()?.parse().ok()).unwrap()
+    };
+    assert_eq!(admitted(&gateways[..1], 60).await, 60);
+    let written = |writes: f64| writes > 0.0;
+    assert!(gateways[0].metric_becomes("headgate_usage_store_writes_total", &[], written).await);
+    // The other has learnt of them with its own first count.
+    assert_eq!(gateways[1].get("/").await.status, 200);
+    let other = &gateways[1];
+    let learnt = || async { remaining(&other.get("/").await) < 40 };
+    assert!(eventually(PATIENCE, learnt).await);
+
+    gateways[0].signal(libc::SIGKILL);
+    gateways[0].exit(PATIENCE).await;
+    gateways[0].restart().await;
+    let first = &gateways[0];
+    let learnt = || async { remaining(&first.get("/").await) < 40 };
+    assert!(eventually(PATIENCE, learnt).await, "what was counted before the crash is there");
+
+    let mut refused = [0, 0];
+    for _ in 0..200 {
+        for (at, gateway) in gateways.iter().enumerate() {
+            refused[at] += usize::from(gateway.get("/").await.status == 429);
+        }
+    }
+    assert!(refused.iter().all(|count| *count > 100), "both know that it is used up: {refused:?}");
+}
+
+#[tokio::test]
+async fn a_configuration_without_a_redis_that_could_be_one_is_refused() {
+    for (redis, words) in [
+        ("{ url: 'http://localhost' }", "is not the URL of a Redis"),
+        ("{ url: 'redis://localhost', password: 'env:NOT_SET_ANYWHERE' }", "NOT_SET_ANYWHERE"),
+        ("{ url: 'redis://localhost', gateways: 0 }", "gateways"),
+    ] {
+        let scratch = scratch::Scratch::new();
+        let yaml = format!("redis: {redis}\nlisteners: {{ http: {{ address: '127.0.0.1:1' }} }}\n");
+        let file = scratch.write("headgate.yaml", yaml);
+        let output = gateway::headgate(&["check", "-c", file.to_str().unwrap()]);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && said.contains(words), "{redis}: {said}");
+    }
+}
