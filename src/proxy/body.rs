@@ -12,9 +12,7 @@ use crate::filters::filter::BodyTransform;
 
 /// One chunk from the client. A retry sends the kept beginning of the body through here again.
 pub fn request(proxy: &Proxy, body: &mut Option<Bytes>, last: bool, ctx: &mut Context) -> pingora::Result<()> {
-    if ctx.mirror.is_some() {
-        mirror::body(proxy, body, last, ctx);
-    }
+    let received = ctx.mirror.is_some().then(|| body.clone());
     ctx.received += body.as_ref().map_or(0, |chunk| chunk.len() as u64);
     if ctx.controls.body_limit.is_some_and(|limit| ctx.received > limit) {
         return Err(fail(ctx, Error::new(Reason::BodyTooLarge)));
@@ -24,6 +22,10 @@ pub fn request(proxy: &Proxy, body: &mut Option<Bytes>, last: bool, ctx: &mut Co
         let changed = transform(&mut transforms, body, last);
         ctx.controls.request_body = transforms;
         changed.map_err(|error| fail(ctx, error))?;
+    }
+    // After the filters: a body that one of them refuses is not for the shadow either.
+    if let Some(received) = received {
+        mirror::body(proxy, &received, last, ctx);
     }
     if last {
         request_sent(ctx);

@@ -284,6 +284,43 @@ async fn a_body_that_was_changed_never_arrives_whole() {
 }
 
 #[tokio::test]
+async fn a_body_is_verified_again_for_the_next_target_and_never_mirrored_when_it_is_wrong() {
+    let (origin, shadow) = (Origin::named("a").await, Origin::named("shadow").await);
+    // A target that resets each connection, so that every second request is made anew.
+    let broken = Origin::start(|_| Reply::raw("").reset()).await;
+    let yaml = yaml("filters: [{ hmac: {} }]", "secret: 'env:SIGNING_SECRET'")
+        .replace("backend: { upstream: origin }", "backend: { upstream: origin }, mirror: { upstream: shadow, share: 100% }")
+        .replace(
+            "upstreams: { origin: { targets: [{ address: '{{origin}}' }] }",
+            "upstreams: { shadow: { targets: [{ address: '{{shadow}}' }] }, origin: { targets: [{ address: '{{broken}}' }, { address: '{{origin}}' }], balance: round_robin, retry: { attempts: 2, budget: { share: 100%, min_per_second: 1000 } } }",
+        );
+    let gateway = Gateway::builder(&yaml)
+        .environment("SIGNING_SECRET", SECRET)
+        .origin(&origin)
+        .with("shadow", shadow.address)
+        .with("broken", broken.address)
+        .start()
+        .await;
+    let right = digest(b"right");
+    let call = |nonce: usize, body: &str| {
+        let mut covered = usual("PUT", "/p", "?");
+        covered.push(("content-digest", &right));
+        let signed = sign(&covered, &params(&format!(";nonce=\"{nonce}\"")), &Key::Secret(SECRET));
+        with(Call::new("PUT", "/p").body(body).header("Content-Digest", &right), &signed)
+    };
+    for nonce in 0..4 {
+        assert_eq!(gateway.call(&call(nonce, "wrong")).await.status, 400);
+    }
+    for nonce in 4..8 {
+        assert_eq!(gateway.call(&call(nonce, "right")).await.status, 200);
+    }
+    assert_eq!(origin.count(), 4);
+    assert!(broken.count() > 0, "no request was made anew");
+    assert_eq!(shadow.received(4).await.len(), 4, "the copies of the right ones only");
+    assert!(shadow.requests().iter().all(|request| request.body == b"right"));
+}
+
+#[tokio::test]
 async fn a_body_has_to_be_covered() {
     let origin = Origin::named("a").await;
     let gateway = gateway("{}", &origin).await;

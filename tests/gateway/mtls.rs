@@ -54,12 +54,16 @@ async fn the_example_knows_consumers_by_their_certificates() {
     let yaml = example("mtls").replace("conf/examples/secrets", "{{dir}}/secrets");
     let gateway = start(&yaml, &authority, &origin).await;
     let own = authority.issue(&["mobile.example.com"]);
-    let mut client = connect(&gateway, &TlsClient::with_certificate(&authority, &own)).await;
-    assert_eq!(client.call(&get("/orders")).await.unwrap().status, 200);
-    let received = origin.last().await;
-    assert_eq!(received.headers.get("x-consumer-username"), Some("mobile"));
-    assert!(received.headers.get("x-client-subject").is_some_and(|subject| subject.contains("CN=mobile.example.com")));
-    assert_eq!(received.headers.get("x-client-fingerprint"), Some(fingerprint(&own).as_str()));
+    let tls = TlsClient::with_certificate(&authority, &own);
+    for connection in ["new", "resumed"] {
+        let mut client = connect(&gateway, &tls).await;
+        assert_eq!(client.call(&get("/orders")).await.unwrap().status, 200, "a {connection} session");
+        let received = origin.last().await;
+        assert_eq!(received.headers.get("x-consumer-username"), Some("mobile"));
+        let subject = received.headers.get("x-client-subject");
+        assert!(subject.is_some_and(|subject| subject.contains("CN=mobile.example.com")), "{subject:?}");
+        assert_eq!(received.headers.get("x-client-fingerprint"), Some(fingerprint(&own).as_str()));
+    }
 
     let mut nobody = connect(&gateway, &TlsClient::trusting(&authority)).await;
     let refused = nobody.call(&get("/orders")).await.unwrap();
@@ -70,7 +74,7 @@ async fn the_example_knows_consumers_by_their_certificates() {
     let unknown = TlsClient::with_certificate(&authority, &authority.issue(&["other.example.com"]));
     let refused = connect(&gateway, &unknown).await.call(&get("/orders")).await.unwrap();
     assert_eq!((refused.status, refused.problem().as_deref()), (401, Some("invalid_credentials")));
-    assert_eq!(origin.count(), 1);
+    assert_eq!(origin.count(), 2);
 }
 
 #[tokio::test]

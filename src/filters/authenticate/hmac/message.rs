@@ -50,7 +50,7 @@ impl<'r> Message<'r> {
     }
 
     /// The request with the target that the client sent, where that is another way to write the same.
-    pub fn as_sent(self, exchange: &'r Exchange) -> Option<Message<'r>> {
+    pub fn with_sent_target(self, exchange: &'r Exchange) -> Option<Message<'r>> {
         let target = Cow::Borrowed(exchange.original_target.as_deref()?.as_bytes());
         Some(Message { target, ..self })
     }
@@ -175,7 +175,7 @@ fn encoded(text: &[u8]) -> Vec<u8> {
 }
 
 /// The bytes of a dictionary's member, if it is a sequence of bytes.
-pub fn bytes_of<'d>(entry: &'d ListEntry) -> Option<&'d [u8]> {
+pub fn bytes_of(entry: &ListEntry) -> Option<&[u8]> {
     match entry {
         ListEntry::Item(item) => item.bare_item.as_byte_seq().map(Vec::as_slice),
         ListEntry::InnerList(_) => None,
@@ -330,9 +330,9 @@ mod tests {
     }
 
     #[test]
-    fn a_target_may_be_signed_as_it_was_sent() {
+    fn a_target_may_be_signed_as_it_wwith_sent_target() {
         let (head, mut exchange) = request();
-        assert!(Message::canonical(&head, &exchange).as_sent(&exchange).is_none());
+        assert!(Message::canonical(&head, &exchange).with_sent_target(&exchange).is_none());
         for (original, path, query) in [
             ("/a/%7Ex?q", "/a/%7Ex", "?q"),
             ("http://example.com/%7Ex", "/%7Ex", "?"),
@@ -340,7 +340,7 @@ mod tests {
             ("/x?u=http://a/b", "/x", "?u=http://a/b"),
         ] {
             exchange.original_target = Some(original.into());
-            let message = Message::canonical(&head, &exchange).as_sent(&exchange).unwrap();
+            let message = Message::canonical(&head, &exchange).with_sent_target(&exchange).unwrap();
             let signature = signature(r#"("@path" "@query" "@request-target");keyid="k""#, "AA==");
             let base = String::from_utf8(message.base(&signature).unwrap()).unwrap();
             let lines: Vec<_> = base.lines().collect();

@@ -229,7 +229,7 @@ impl Hmac {
         }
         // What was sent means what is forwarded: the gateway makes the one from the other and from nothing else. The mark
         // is that of the canonical form all the same, so that one request is not accepted once in each form.
-        let sent = message.as_sent(request.exchange).and_then(|message| message.base(signature).ok());
+        let sent = message.with_sent_target(request.exchange).and_then(|message| message.base(signature).ok());
         match sent.is_some_and(|sent| entry.key.verify(&sent, &signature.bytes)) {
             true => Ok(canonical),
             false => Err("the signature is wrong"),
