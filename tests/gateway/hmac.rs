@@ -232,6 +232,21 @@ async fn a_signature_is_good_once() {
 }
 
 #[tokio::test]
+async fn a_key_ends_with_the_reload_that_removes_it_also_on_an_open_connection() {
+    let origin = Origin::named("a").await;
+    let mut gateway = gateway("{}", &origin).await;
+    let mut client = gateway.connect().await;
+    let call = |nonce: &str| {
+        let params = params(&format!(";nonce=\"{nonce}\""));
+        with(Call::get("/"), &sign(&usual("GET", "/", "?"), &params, &Key::Secret(SECRET)))
+    };
+    assert_eq!(client.call(&call("a")).await.unwrap().status, 200);
+    let yaml = yaml("filters: [{ hmac: {} }]", "secret: 'env:SIGNING_SECRET'").replace("key_id: k,", "key_id: l,");
+    assert_eq!(gateway.reload(&yaml).await.status, 200);
+    assert_eq!(client.call(&call("b")).await.unwrap().status, 401);
+}
+
+#[tokio::test]
 async fn a_body_that_was_changed_never_arrives_whole() {
     let origin = Origin::named("a").await;
     let gateway = gateway("{}", &origin).await;
