@@ -38,9 +38,12 @@ pub fn run(path: &Path, upgrade: bool) -> Result<(), String> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     raise_file_limit();
 
-    let loaded = super::load(path)?;
-    let config = &loaded.config;
+    let mut loaded = super::load(path)?;
     let gateway = Gateway::start(path, &loaded).map_err(|problems| problems.to_string())?;
+    let files = super::inspect::referenced_files(&loaded);
+    // What is compiled needs what was written no more, which may be many times as large.
+    loaded.forget_resources();
+    let config = &loaded.config;
     let meeting = Meeting::prepare(config)?;
     match upgrade {
         true => meeting.ask_predecessor()?,
@@ -84,7 +87,7 @@ pub fn run(path: &Path, upgrade: bool) -> Result<(), String> {
     // Listeners cut what is left when the drain time is over; a moment later nothing can be open any more.
     let limit = drain.timeout.get() + Duration::from_secs(3);
     shutdown::exit_when_idle(server.watch_execution_phase(), gateway.clone(), meeting.clone(), limit);
-    gateway.watch_files(super::inspect::referenced_files(&loaded), {
+    gateway.watch_files(files, {
         let reloader = reloader.clone();
         move || drop(reloader.reload("files changed"))
     });

@@ -14,10 +14,10 @@ use serde_json::{Number, Value};
 use super::reference::{self, Environment};
 use super::{Problem, Problems, shown};
 
-/// Bounds on what is read, far above any real configuration: 50,000 routes fit.
-const MAX_BYTES: u64 = 16 << 20;
+/// Bounds on what is read, far above any real configuration: 50,000 routes fit, and 200,000 consumers.
+const MAX_BYTES: u64 = 64 << 20;
 const MAX_DEPTH: usize = 64;
-const MAX_VALUES: usize = 1_000_000;
+const MAX_VALUES: usize = 4_000_000;
 const MAX_FILES: usize = 1024;
 
 /// Reports more than this help nobody.

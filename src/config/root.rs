@@ -73,6 +73,19 @@ impl Config {
     }
 }
 
+impl Loaded<Config> {
+    /// Drops everything but the settings of the process and its listeners.
+    pub fn forget_resources(&mut self) {
+        let config = &mut self.config;
+        config.filters.clear();
+        config.upstreams.clear();
+        config.services.clear();
+        config.consumers.clear();
+        config.plans.clear();
+        self.sources = Default::default();
+    }
+}
+
 /// Names become labels of metrics, fields of logs and parts of paths in problems.
 pub(super) fn name_schema() -> serde_json::Value {
     serde_json::json!({

@@ -1,6 +1,6 @@
 //! What a consumer has used and has left, for whoever asks at the admin listener.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -56,7 +56,8 @@ impl Shown {
 
 /// The second at which all of it is there again.
 fn moment(after: Duration) -> String {
-    let at = SystemTime::now().checked_add(Duration::from_secs(whole_seconds(after)));
-    let at = at.and_then(|at| jiff::Timestamp::try_from(at).ok());
-    at.and_then(|at| at.round(jiff::Unit::Second).ok()).map(|at| at.to_string()).unwrap_or_default()
+    // Periods are counted in whole seconds of the wall clock; a fraction of the present one would come on top.
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let at = i64::try_from(now + whole_seconds(after)).ok().and_then(|at| jiff::Timestamp::from_second(at).ok());
+    at.map(|at| at.to_string()).unwrap_or_default()
 }
