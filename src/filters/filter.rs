@@ -64,6 +64,8 @@ pub struct Controls {
     pub response_body: Vec<Box<dyn BodyTransform>>,
     /// Set where the client cannot receive trailers: they become the end of the body.
     pub trailers_in_body: Option<Box<dyn TrailersInBody>>,
+    /// What an authority says of the caller, for the origin: added once all credentials have been taken out.
+    pub caller_headers: Vec<(HeaderName, HeaderValue)>,
     /// Sent with the answer, whoever makes it.
     pub answer_headers: Vec<(HeaderName, HeaderValue)>,
     /// Kept until the exchange has ended, whichever way it does: their end gives back what they stand for.

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
-use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use pingora_limits::rate::Rate;
@@ -29,6 +29,7 @@ pub struct Lasting {
     kept: Once,
     /// What is counted of limits, for the metrics.
     pub counters: Counters,
+    http: OnceLock<Option<reqwest::Client>>,
     fleets: Mutex<Vec<Weak<Fleet>>>,
     shields: Mutex<HashMap<(String, usize, Duration), Arc<Rate>>>,
     pub passwords: Arc<Passwords>,
@@ -54,6 +55,7 @@ impl Lasting {
             quotas: Quotas::default(),
             kept: Once::new(),
             counters: Counters::default(),
+            http: OnceLock::new(),
             fleets: Mutex::default(),
             shields: Mutex::default(),
             passwords: Arc::default(),
@@ -124,5 +126,21 @@ impl Lasting {
         let mut shields = self.shields.lock().unwrap_or_else(PoisonError::into_inner);
         shields.retain(|(known, ..), counts| known != name || Arc::strong_count(counts) > 1);
         shields.entry((name.to_owned(), slots, interval)).or_insert_with(|| shield::counts(slots, interval)).clone()
+    }
+
+    /// The client for services that filters ask. Its connections are kept open between questions. It follows no redirect,
+    /// which could lead inside, and asks no proxy of the environment; time limits are up to who asks. `None` if the
+    /// system's certificates cannot be read.
+    pub fn http(&self) -> Option<&reqwest::Client> {
+        let make = || {
+            let client = reqwest::Client::builder()
+                .redirect(reqwest::redirect::Policy::none())
+                .no_proxy()
+                .referer(false)
+                .pool_idle_timeout(Duration::from_secs(30))
+                .connect_timeout(Duration::from_secs(10));
+            client.build().inspect_err(|error| log::error!("no client for HTTP: {error}")).ok()
+        };
+        self.http.get_or_init(make).as_ref()
     }
 }

@@ -26,6 +26,7 @@ pub const REGISTRY: &[Definition] = &[
     Definition::of::<limit::shield::Shield>(),
     Definition::of::<limit::rate_limit::RateLimit>(),
     Definition::of::<limit::quota::Quota>(),
+    Definition::of::<authenticate::ext_auth::ExtAuth>(),
     Definition::of::<authorise::acl::Acl>(),
     Definition::of::<authenticate::basic_auth::BasicAuth>(),
     Definition::of::<authenticate::hmac::Hmac>(),

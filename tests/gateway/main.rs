@@ -16,6 +16,7 @@ mod config_directory;
 mod cors;
 mod dns;
 mod errors;
+mod ext_auth;
 mod fault;
 mod fleet;
 mod forwarded;

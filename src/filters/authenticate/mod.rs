@@ -4,6 +4,7 @@ pub mod anonymous;
 pub mod api_key;
 pub mod basic_auth;
 pub mod credentials;
+pub mod ext_auth;
 pub mod grants;
 pub mod hmac;
 pub mod jwt;
@@ -34,6 +35,8 @@ pub enum Verdict {
     Forbidden(Error),
     /// No credentials, but a way to get some: a login.
     Invite(Answer),
+    /// An authority does not let the request pass, and says so itself.
+    Deny(Answer),
     /// It cannot be found out whether they are good.
     Unavailable(Error),
     /// Only [`Authenticator::authenticate_later`] can tell.
@@ -98,6 +101,9 @@ impl Gate {
         self.authenticators.iter().for_each(|authenticator| authenticator.strip(request.head));
         match outcome {
             Outcome::Identified(identity) => {
+                for (name, value) in std::mem::take(&mut request.controls.caller_headers) {
+                    let _ = request.head.append_header(name, value);
+                }
                 request.exchange.identity = Some(identity);
                 self.tell_origin(request);
                 Flow::Continue
@@ -107,6 +113,10 @@ impl Gate {
             Outcome::Invalid(why, whose) => {
                 request.exchange.cause = Some(why);
                 Flow::Refuse(self.refusal(Reason::InvalidCredentials, whose))
+            }
+            Outcome::Deny(answer) => {
+                request.exchange.cause = Some("the authority denies it");
+                Flow::Answer(answer)
             }
             Outcome::Invite(answer) if !self.optional => Flow::Answer(answer),
             Outcome::Invite(_) => Flow::Continue,
@@ -156,6 +166,7 @@ enum Outcome {
     Invalid(&'static str, Option<usize>),
     Forbidden(Error),
     Invite(Answer),
+    Deny(Answer),
     Unavailable(Error),
 }
 
@@ -167,12 +178,22 @@ struct Tally {
     invalid: Option<(&'static str, Option<usize>)>,
     forbidden: Option<Error>,
     invite: Option<Answer>,
+    deny: Option<Answer>,
     unavailable: Option<Error>,
 }
 
 impl Tally {
     fn new(require: Require) -> Self {
-        Tally { require, found: None, missing: false, invalid: None, forbidden: None, invite: None, unavailable: None }
+        Tally {
+            require,
+            found: None,
+            missing: false,
+            invalid: None,
+            forbidden: None,
+            invite: None,
+            deny: None,
+            unavailable: None,
+        }
     }
 
     /// Whether the authenticator has anything to say, after what was found so far.
@@ -203,6 +224,9 @@ impl Tally {
                 self.missing = true;
                 self.invite.get_or_insert(answer);
             }
+            Verdict::Deny(answer) => {
+                self.deny.get_or_insert(answer);
+            }
             Verdict::Unavailable(error) => self.unavailable = self.unavailable.take().or(Some(error)),
         }
         false
@@ -211,14 +235,16 @@ impl Tally {
     fn outcome(self) -> Outcome {
         // A fallback was only asked because nothing at all was presented: nothing of it can be incomplete.
         let anonymous = self.found.as_ref().is_some_and(|identity| identity.anonymous);
-        let refused = self.invalid.is_some() || self.forbidden.is_some() || self.unavailable.is_some();
+        let denied = self.forbidden.is_some() || self.deny.is_some();
+        let refused = self.invalid.is_some() || denied || self.unavailable.is_some();
         let complete = self.require == Require::Any || anonymous || !(self.missing || refused);
-        match (self.found, self.unavailable, self.invalid, self.forbidden, self.invite) {
+        let answered = self.deny.map(Outcome::Deny).or(self.invite.map(Outcome::Invite));
+        match (self.found, self.unavailable, self.invalid, self.forbidden, answered) {
             (Some(identity), ..) if complete => Outcome::Identified(identity),
             (_, Some(error), ..) => Outcome::Unavailable(error),
             (_, _, Some((why, whose)), ..) => Outcome::Invalid(why, whose),
             (_, _, _, Some(error), _) => Outcome::Forbidden(error),
-            (_, _, _, _, Some(answer)) => Outcome::Invite(answer),
+            (_, _, _, _, Some(answer)) => answer,
             // With `all`, one kind of credentials alone is as good as bad ones.
             (Some(_), ..) => Outcome::Invalid("not all of the credentials that are required were presented", None),
             (None, None, None, None, None) => Outcome::Nobody,
