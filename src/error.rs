@@ -75,6 +75,8 @@ reasons! {
     RateLimited = "rate_limited", 429, Client, "Rate limit exceeded", "http_request_denied";
     /// As many requests as the caller may make in this period.
     QuotaExceeded = "quota_exceeded", 429, Client, "Quota exceeded", "http_request_denied";
+    /// A limit on requests in flight at a time is reached.
+    ConcurrencyExceeded = "concurrency_exceeded", 429, Client, "Too many requests at a time", "http_request_denied";
     HeadersTooLarge = "headers_too_large", 431, Client, "Request headers too large", "http_request_denied";
     /// The client left before the answer was complete; nothing can be sent.
     ClientClosed = "client_closed", 499, Client, "Client closed the connection", "http_request_error";

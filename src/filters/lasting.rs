@@ -1,18 +1,17 @@
 //! What filters keep longer than a configuration: it is made once in the life of the process, and every snapshot's
 //! filters build upon it.
 
+use std::any::{Any, TypeId};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, Once, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use pingora_limits::rate::Rate;
 use tokio::runtime::Handle;
 
 use super::authenticate::basic_auth::Passwords;
 use super::authenticate::hmac::Replays;
 use super::authenticate::jwt::keys::Keys;
-use super::limit::shield;
 use crate::authority::Kept;
 use crate::identity::limit_key;
 use crate::limits::{Counters, Fleet, Quotas, RateLimiter, fleet, quota};
@@ -20,18 +19,21 @@ use crate::limits::{Counters, Fleet, Quotas, RateLimiter, fleet, quota};
 /// How often callers who have not come for long enough are forgotten.
 const SWEEP: Duration = Duration::from_secs(10);
 
+/// State by its type and by the place of the filter that keeps it.
+type Places = HashMap<(TypeId, Box<str>), Weak<dyn Any + Send + Sync>>;
+
 /// Shared by the filters of all snapshots.
 pub struct Lasting {
     background: Option<Handle>,
     pub rates: RateLimiter,
     pub quotas: Quotas,
     /// Whether a thread writes what was used of quotas.
-    kept: Once,
+    keeping: Once,
     /// What is counted of limits, for the metrics.
     pub counters: Counters,
     http: OnceLock<Option<reqwest::Client>>,
+    places: Mutex<Places>,
     fleets: Mutex<Vec<Weak<Fleet>>>,
-    shields: Mutex<HashMap<(String, usize, Duration), Arc<Rate>>>,
     pub passwords: Arc<Passwords>,
     /// The signatures of requests that were accepted.
     pub signatures: Replays,
@@ -53,11 +55,11 @@ impl Lasting {
             background,
             rates: RateLimiter::default(),
             quotas: Quotas::default(),
-            kept: Once::new(),
+            keeping: Once::new(),
+            places: Mutex::default(),
             counters: Counters::default(),
             http: OnceLock::new(),
             fleets: Mutex::default(),
-            shields: Mutex::default(),
             passwords: Arc::default(),
             signatures: Replays::default(),
             key_sets: Kept::default(),
@@ -95,7 +97,7 @@ impl Lasting {
     }
 
     fn keep_quotas(&self, interval: Duration) {
-        self.kept.call_once(|| quota::keep(self.quotas.clone(), interval));
+        self.keeping.call_once(|| quota::keep(self.quotas.clone(), interval));
     }
 
     /// The connection to a fleet's Redis, the same as before unless its settings have changed. `None` if filters are only
@@ -121,13 +123,6 @@ impl Lasting {
         Ok(Some(fleet))
     }
 
-    /// The counts of the shield of that name, the same as before unless its measures have changed.
-    pub fn shield(&self, name: &str, slots: usize, interval: Duration) -> Arc<Rate> {
-        let mut shields = self.shields.lock().unwrap_or_else(PoisonError::into_inner);
-        shields.retain(|(known, ..), counts| known != name || Arc::strong_count(counts) > 1);
-        shields.entry((name.to_owned(), slots, interval)).or_insert_with(|| shield::counts(slots, interval)).clone()
-    }
-
     /// The client for services that filters ask. Its connections are kept open between questions. It follows no redirect,
     /// which could lead inside, and asks no proxy of the environment; time limits are up to who asks. `None` if the
     /// system's certificates cannot be read.
@@ -142,5 +137,19 @@ impl Lasting {
             client.build().inspect_err(|error| log::error!("no client for HTTP: {error}")).ok()
         };
         self.http.get_or_init(make).as_ref()
+    }
+    /// What the filter at a place of the configuration has kept so far, or else what `make` makes. It is kept as long as
+    /// any snapshot has a filter there, so that a reload goes on with the same counters.
+    pub fn kept<T: Any + Send + Sync>(&self, place: &str, make: impl FnOnce() -> T) -> Arc<T> {
+        let mut places = self.places.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (TypeId::of::<T>(), Box::from(place));
+        if let Some(found) = places.get(&key).and_then(Weak::upgrade).and_then(|found| found.downcast::<T>().ok()) {
+            return found;
+        }
+        places.retain(|_, weak| weak.strong_count() > 0);
+        let made = Arc::new(make());
+        let weak: Weak<T> = Arc::downgrade(&made);
+        places.insert(key, weak);
+        made
     }
 }

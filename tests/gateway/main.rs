@@ -12,6 +12,7 @@ mod basic_auth;
 mod body_limit;
 mod cli;
 mod compression;
+mod concurrency;
 mod config_directory;
 mod cors;
 mod dns;

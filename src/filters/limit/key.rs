@@ -430,4 +430,22 @@ mod tests {
             Some(Arc::new(crate::telemetry::exchange::RouteName { service: "s".into(), route: "r".into() }));
         assert_eq!(key(&By::Route, &mut exchange, &[]), key(&By::Route, &mut exchange, &[]));
     }
+
+    #[test]
+    #[ignore = "a measurement: cargo nextest run --release --run-ignored all a_key_takes --no-capture"]
+    fn a_key_takes() {
+        let mut exchange = exchange();
+        let mut head = RequestHeader::build("GET", b"/", None).unwrap();
+        head.append_header("x-tenant", "acme").unwrap();
+        let mut controls = Controls::default();
+        let request = Request { head: &mut head, exchange: &mut exchange, controls: &mut controls };
+        for by in [By::Consumer, By::Credential, By::Address, By::Route, header(), By::Claim("email".into())] {
+            let key = compile(by.clone()).unwrap();
+            let began = std::time::Instant::now();
+            for _ in 0..1_000_000 {
+                assert!(std::hint::black_box(&key).of(std::hint::black_box(&request)).is_some());
+            }
+            eprintln!("{:>6.1} ns  {by:?}", began.elapsed().as_nanos() as f64 / 1e6);
+        }
+    }
 }

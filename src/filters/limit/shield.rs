@@ -1,7 +1,6 @@
 //! Keeps single addresses from taking more than their part, in memory that does not grow.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use pingora_limits::rate::Rate;
 use schemars::JsonSchema;
@@ -68,15 +67,13 @@ impl FilterKind for Shield {
         let name = place(at.path, Self::NAME);
         let policy = [(name.as_str(), config.rate.amount, config.rate.per)];
         let report = Report::new(policy.into_iter(), Told::Nothing, &at.lasting.counters);
-        let counts = at.lasting.shield(&name, slots, config.rate.per);
+        // Other measures count anew.
+        let place = format!("{name} {slots} {:?}", config.rate.per);
+        let make = || Rate::new_with_estimator_config(config.rate.per, HASHES, slots);
+        let counts = at.lasting.kept(&place, make);
         let key = Key::compile(&By::Address, at)?;
         Some(Compiled::on_request(Shield { rate: config.rate, counts, key, report }))
     }
-}
-
-/// The counts of a shield, which go on over reloads.
-pub fn counts(slots: usize, interval: Duration) -> Arc<Rate> {
-    Arc::new(Rate::new_with_estimator_config(interval, HASHES, slots))
 }
 
 impl OnRequest for Shield {
