@@ -40,6 +40,17 @@ impl Size {
     }
 }
 
+/// Bytes in a time: a size and `/s`, as in `1MiB/s`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Throughput(pub u64);
+
+impl Throughput {
+    /// Bytes per second.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+}
+
 /// A share of the whole, written as a percentage: `5%`, `0.1%`.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub struct Share(pub f64);
@@ -166,6 +177,19 @@ impl FromStr for Size {
     }
 }
 
+impl FromStr for Throughput {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || format!("`{text}` is not a throughput; write a size per second, such as 512KiB/s or 1MiB/s");
+        let size = text.strip_suffix("/s").ok_or_else(wrong)?.trim().parse::<Size>().map_err(|_| wrong())?;
+        match size.get() {
+            0 => Err(format!("`{text}`: nothing would ever come through")),
+            bytes => Ok(Throughput(bytes)),
+        }
+    }
+}
+
 impl FromStr for Share {
     type Err = String;
 
@@ -281,6 +305,12 @@ impl fmt::Display for Size {
     }
 }
 
+impl fmt::Display for Throughput {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/s", Size(self.0))
+    }
+}
+
 impl fmt::Display for Share {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}%", self.0 * 100.0)
@@ -329,6 +359,7 @@ macro_rules! written_as_string {
 written_as_string! {
     Duration = "headgate-duration";
     Size = "headgate-size";
+    Throughput = "headgate-throughput";
     Share = "headgate-share";
     Timestamp = "headgate-timestamp";
     Rate = "headgate-rate";
@@ -352,6 +383,10 @@ mod tests {
     fn sizes_are_powers_of_two() {
         assert_eq!("8MiB".parse::<Size>().unwrap(), Size::mib(8));
         assert!("8MB".parse::<Size>().is_err());
+        assert_eq!("1MiB/s".parse::<Throughput>().map(Throughput::get), Ok(1 << 20));
+        for wrong in ["1MiB", "0B/s", "/s", "1MiB/min", "1MB/s"] {
+            assert!(wrong.parse::<Throughput>().is_err(), "{wrong}");
+        }
     }
 
     #[test]
@@ -387,6 +422,8 @@ mod tests {
         }
         for text in ["512B", "64KiB", "8MiB", "1GiB"] {
             assert_eq!(text.parse::<Size>().unwrap().to_string(), text);
+            let text = format!("{text}/s");
+            assert_eq!(text.parse::<Throughput>().unwrap().to_string(), text);
         }
     }
 }

@@ -4,6 +4,7 @@
 //! It sees headers and the facts of the exchange, never the proxy, so that it is tested without one.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -62,6 +63,10 @@ pub struct Controls {
     pub request_body: Vec<Box<dyn BodyTransform>>,
     /// Applied in order to each chunk of the answer's body.
     pub response_body: Vec<Box<dyn BodyTransform>>,
+    /// Say how long each chunk of the request body has to wait before it goes on; the longest counts.
+    pub request_pace: Vec<Box<dyn Pace>>,
+    /// The same for the answer's body.
+    pub response_pace: Vec<Box<dyn Pace>>,
     /// Set where the client cannot receive trailers: they become the end of the body.
     pub trailers_in_body: Option<Box<dyn TrailersInBody>>,
     /// What an authority says of the caller, for the origin: added once all credentials have been taken out.
@@ -79,6 +84,12 @@ pub trait BodyTransform: Send + Sync {
 
     /// Forgets everything: the body is sent once more from its start, to another target.
     fn restart(&mut self) {}
+}
+
+/// Slows a body down.
+pub trait Pace: Send + Sync {
+    /// Accounts for a chunk; returns how long it has to wait, if it has to.
+    fn pace(&self, bytes: usize) -> Option<Duration>;
 }
 
 /// Writes trailers as the last piece of a body.

@@ -8,7 +8,7 @@ use super::context::Context;
 use super::failure::fail;
 use super::{Proxy, mirror};
 use crate::error::{Error, Reason};
-use crate::filters::filter::BodyTransform;
+use crate::filters::filter::{BodyTransform, Pace};
 
 /// One chunk from the client. A retry sends the kept beginning of the body through here again.
 pub fn request(proxy: &Proxy, body: &mut Option<Bytes>, last: bool, ctx: &mut Context) -> pingora::Result<()> {
@@ -54,7 +54,18 @@ pub fn response(body: &mut Option<Bytes>, last: bool, ctx: &mut Context) -> ping
     if total.is_some_and(|total| ctx.exchange.started.elapsed() > total) {
         return Err(fail(ctx, Error::new(Reason::UpstreamTimeout)));
     }
-    Ok(None)
+    Ok(pause(&ctx.controls.response_pace, body))
+}
+
+/// How long a chunk waits before it goes on to the origin.
+pub fn request_pause(body: &Option<Bytes>, ctx: &Context) -> Option<Duration> {
+    pause(&ctx.controls.request_pace, body)
+}
+
+/// All paces account for the chunk; the slowest decides.
+fn pause(paces: &[Box<dyn Pace>], body: &Option<Bytes>) -> Option<Duration> {
+    let bytes = body.as_ref().map_or(0, Bytes::len);
+    paces.iter().filter_map(|pace| pace.pace(bytes)).max()
 }
 
 /// The client has sent everything: from here on it is the origin that is waited for.

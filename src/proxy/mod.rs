@@ -124,7 +124,11 @@ impl ProxyHttp for Proxy {
         end_of_stream: bool,
         ctx: &mut Box<Context>,
     ) -> pingora::Result<()> {
-        body::request(self, body, end_of_stream, ctx)
+        body::request(self, body, end_of_stream, ctx)?;
+        if let Some(pause) = body::request_pause(body, ctx) {
+            tokio::time::sleep(pause).await;
+        }
+        Ok(())
     }
 
     async fn upstream_response_filter(

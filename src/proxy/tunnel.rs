@@ -163,7 +163,9 @@ async fn relay(
         let read = unless_client_leaves(session, origin.read_body_bytes()).await?;
         let mut chunk = read.map_err(|e| e.into_up())?;
         last = origin.is_body_done();
-        body::response(&mut chunk, last, ctx)?;
+        if let Some(pause) = body::response(&mut chunk, last, ctx)? {
+            tokio::time::sleep(pause).await;
+        }
         session.write_response_body(chunk, last).await.map_err(|e| e.into_down())?;
     }
     stop_clock(ctx);

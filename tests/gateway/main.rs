@@ -9,6 +9,7 @@ mod anonymous;
 mod api_key;
 mod balance;
 mod basic_auth;
+mod bandwidth;
 mod body_limit;
 mod cli;
 mod compression;

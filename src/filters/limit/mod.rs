@@ -1,5 +1,6 @@
 //! How much a caller may have, and of what.
 
+pub mod bandwidth;
 pub mod concurrency;
 pub mod key;
 pub mod plan;
