@@ -16,10 +16,11 @@
 //! | `time.unix` `time.year` `time.month` `time.day` `time.weekday` `time.hour` `time.minute` | now, in UTC; Monday is 1 |
 //!
 //! On the hot path: an expression is parsed once, its variables are read only when it gets to them, and its patterns are
-//! compiled beforehand. It is written by who runs the gateway, so what it may do is bounded when it is read: its length,
-//! its depth, loops within loops, and no pattern may come from a request.
+//! compiled beforehand; a comparison takes about 0.2 µs, a pattern 0.6 (`a_condition_takes`). It is written by who runs the gateway, so what it may do is bounded when it is read: its length,
+//! its depth; no loop is in a loop, and no pattern may come from a request.
 
 use std::borrow::Cow;
+use std::collections::HashMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
@@ -47,8 +48,6 @@ use crate::variables::{Scope, protocol, split_target, write_address};
 const LONGEST: usize = 2048;
 /// How deep an expression may be nested; each level takes a piece of the stack.
 const DEEPEST: usize = 48;
-/// Loops within loops: with two, the work is the square of what a request may send.
-const MOST_LOOPS: usize = 2;
 /// A larger pattern takes too long for every request.
 const PATTERN_SIZE: usize = 256 << 10;
 /// Stands for `matches` where the pattern is compiled already.
@@ -174,7 +173,7 @@ impl Expression {
     }
 
     fn evaluate<T>(&self, scope: &Scope<'_>, read: impl FnOnce(&dyn Val) -> T) -> Result<T, Fault> {
-        let variables = Variables(scope);
+        let variables = Variables { scope, query: OnceLock::new() };
         let evaluated = catch_unwind(AssertUnwindSafe(|| {
             let mut context = child(&self.context);
             context.set_variable_resolver(&variables);
@@ -218,7 +217,7 @@ fn compile(text: &str) -> Result<Expression, String> {
         )
     })?;
     let mut tree = program.expression().clone();
-    let mut reader = Reader { bound: Vec::new(), patterns: Vec::new(), loops: 0 };
+    let mut reader = Reader { bound: Vec::new(), patterns: Vec::new(), in_loop: false };
     reader.read(&mut tree, 0)?;
     let patterns = reader.patterns;
     let mut context = Context::with_env(Arc::new(env));
@@ -234,7 +233,7 @@ struct Reader {
     /// Names that the loops around have given.
     bound: Vec<String>,
     patterns: Vec<Regex>,
-    loops: usize,
+    in_loop: bool,
 }
 
 impl Reader {
@@ -264,17 +263,18 @@ impl Reader {
             Expr::Struct(_) => Err("there are no structures to make here".to_owned()),
             Expr::Comprehension(each) => {
                 self.read(&mut each.iter_range, depth)?;
-                self.loops += 1;
-                if self.loops > MOST_LOOPS {
-                    return Err(format!("loops are nested deeper than {MOST_LOOPS} levels"));
+                // The work would be the square of what a request may send.
+                if self.in_loop {
+                    return Err("a loop within a loop takes too long for large requests".to_owned());
                 }
+                self.in_loop = true;
                 let before = self.bound.len();
                 self.bound.extend([each.iter_var.clone(), each.accu_var.clone()]);
                 self.bound.extend(each.iter_var2.clone());
                 let parts = [&mut each.accu_init, &mut each.loop_cond, &mut each.loop_step, &mut each.result];
                 parts.into_iter().try_for_each(|part| self.read(part, depth))?;
                 self.bound.truncate(before);
-                self.loops -= 1;
+                self.in_loop = false;
                 Ok(())
             }
         }
@@ -350,11 +350,15 @@ fn qualified(expr: &Expr) -> Option<String> {
 }
 
 /// The values of one request, read when they are asked for.
-struct Variables<'s>(&'s Scope<'s>);
+struct Variables<'s> {
+    scope: &'s Scope<'s>,
+    /// One for all places that name it: whoever loops over it looks into it again and again.
+    query: OnceLock<Table<'s>>,
+}
 
 impl VariableResolver for Variables<'_> {
     fn resolve<'b>(&'b self, variable: &str) -> Option<CowVal<'b, 'b>> {
-        let Scope { exchange, request, .. } = self.0;
+        let Scope { exchange, request, .. } = self.scope;
         let consumer = exchange.consumer();
         let identity = exchange.identity.as_ref();
         Some(match variable {
@@ -365,7 +369,10 @@ impl VariableResolver for Variables<'_> {
             "request.host" => text(&exchange.host),
             "request.path" => bytes(split_target(request.raw_path()).0),
             "request.headers" => table(Source::Headers(&request.headers)),
-            "request.query" => table(Source::Query(split_target(request.raw_path()).1.unwrap_or_default())),
+            "request.query" => {
+                let query = || split_target(request.raw_path()).1.unwrap_or_default();
+                CowVal::Borrowed(self.query.get_or_init(|| Table::new(Source::Query(query()))))
+            }
             "client.address" => {
                 let mut address = String::new();
                 write_address(exchange.client, &mut address);
@@ -440,7 +447,7 @@ fn list<'b>(items: impl Iterator<Item = &'b str>) -> CowVal<'b, 'b> {
 }
 
 fn table<'b>(source: Source<'b>) -> CowVal<'b, 'b> {
-    CowVal::owned(Table { source, whole: OnceLock::new() })
+    CowVal::owned(Table::new(source))
 }
 
 /// A map over something that a request has, which looks for one entry without making the others.
@@ -482,7 +489,8 @@ impl<'v> Source<'v> {
             }
             Source::Query(query) => {
                 let values = parameters(query).filter(|(known, _)| *decoded(known) == *name.as_bytes());
-                let values: Vec<Box<dyn Val + 'v>> = values.map(|(_, value)| parameter(value)).collect();
+                let values: Vec<Box<dyn Val + 'v>> =
+                    values.map(|(_, value)| Box::new(parameter(value_of(value))) as _).collect();
                 (!values.is_empty()).then(|| Box::new(CelList::from(values)) as _)
             }
             Source::Pairs(pairs) => {
@@ -494,31 +502,39 @@ impl<'v> Source<'v> {
         }
     }
 
-    fn names(self) -> Vec<Cow<'v, str>> {
+    /// All entries, in one pass.
+    fn entries(self) -> HashMap<CelMapKey<'v>, Box<dyn Val + 'v>> {
+        let named = |name: &'v str| (CelMapKey::String(CelString::from(name)), self.find(name));
+        let found = |(name, value): (_, Option<_>)| Some((name, value?));
         match self {
-            Source::Headers(headers) => headers.keys().map(|name| name.as_str().into()).collect(),
+            Source::Headers(headers) => headers.keys().map(|name| named(name.as_str())).filter_map(found).collect(),
+            Source::Pairs(pairs) => pairs.iter().map(|(name, _)| named(name)).filter_map(found).collect(),
+            Source::Captures(captures) => captures.0.iter().map(|(name, _)| named(name)).filter_map(found).collect(),
+            Source::Json(map) => map.keys().map(|name| named(name)).filter_map(found).collect(),
             Source::Query(query) => {
-                let names = parameters(query).map(|(name, _)| match decoded(name) {
-                    Cow::Borrowed(name) => String::from_utf8_lossy(name),
-                    Cow::Owned(name) => String::from_utf8_lossy(&name).into_owned().into(),
-                });
-                let mut names: Vec<_> = names.collect();
-                names.sort();
-                names.dedup();
-                names
+                let mut lists: HashMap<CelMapKey<'v>, Vec<Box<dyn Val + 'v>>> = HashMap::new();
+                for (name, value) in parameters(query) {
+                    lists
+                        .entry(CelMapKey::String(parameter(name)))
+                        .or_default()
+                        .push(Box::new(parameter(value_of(value))));
+                }
+                lists.into_iter().map(|(name, values)| (name, Box::new(CelList::from(values)) as _)).collect()
             }
-            Source::Pairs(pairs) => pairs.iter().map(|(name, _)| name.as_str().into()).collect(),
-            Source::Captures(captures) => captures.0.iter().map(|(name, _)| (&**name).into()).collect(),
-            Source::Json(map) => map.keys().map(|name| name.as_str().into()).collect(),
         }
     }
 }
 
-fn parameter<'v>(value: Option<&'v [u8]>) -> Box<dyn Val + 'v> {
-    Box::new(match decoded(value.unwrap_or_default()) {
-        Cow::Borrowed(value) => CelString::from(String::from_utf8_lossy(value)),
-        Cow::Owned(value) => CelString::from(String::from_utf8_lossy(&value).into_owned()),
-    })
+fn value_of(value: Option<&[u8]>) -> &[u8] {
+    value.unwrap_or_default()
+}
+
+/// A part of a query, decoded.
+fn parameter(part: &[u8]) -> CelString<'_> {
+    match decoded(part) {
+        Cow::Borrowed(part) => CelString::from(String::from_utf8_lossy(part)),
+        Cow::Owned(part) => CelString::from(String::from_utf8_lossy(&part).into_owned()),
+    }
 }
 
 fn json<'v>(value: &'v Json) -> Box<dyn Val + 'v> {
@@ -532,27 +548,27 @@ fn json<'v>(value: &'v Json) -> Box<dyn Val + 'v> {
             (None, None) => Box::new(CelDouble::from(number.as_f64().unwrap_or(f64::NAN))),
         },
         Json::Array(items) => Box::new(CelList::from(items.iter().map(json).collect::<Vec<_>>())),
-        Json::Object(map) => Box::new(Table { source: Source::Json(map), whole: OnceLock::new() }),
+        Json::Object(map) => Box::new(Table::new(Source::Json(map))),
     }
 }
 
 impl<'v> Table<'v> {
+    fn new(source: Source<'v>) -> Self {
+        Table { source, whole: OnceLock::new() }
+    }
+
     fn whole(&self) -> &CelMap<'v> {
-        self.whole.get_or_init(|| {
-            let entry = |name: Cow<'v, str>| {
-                let value = self.source.find(&name)?;
-                Some((CelMapKey::String(CelString::from(name)), value))
-            };
-            let entries: std::collections::HashMap<_, _> = self.source.names().into_iter().filter_map(entry).collect();
-            CelMap::from(entries)
-        })
+        self.whole.get_or_init(|| CelMap::from(self.source.entries()))
     }
 
     fn entry(&self, key: &dyn Val) -> Result<Box<dyn Val + 'v>, ExecutionError> {
         let Some(name) = key.downcast_ref::<CelString>() else {
             return Err(ExecutionError::UnexpectedType { got: key.get_type().name().into(), want: "string".into() });
         };
-        self.source.find(name.inner()).ok_or_else(|| ExecutionError::no_such_key(name.inner()))
+        match self.whole.get() {
+            Some(whole) => Indexer::get(whole, key).map(CowVal::into_owned),
+            None => self.source.find(name.inner()).ok_or_else(|| ExecutionError::no_such_key(name.inner())),
+        }
     }
 }
 
@@ -596,7 +612,7 @@ impl<'v> Val for Table<'v> {
     where
         Self: 'w,
     {
-        Box::new(Table { source: self.source, whole: OnceLock::new() })
+        Box::new(Table::new(self.source))
     }
 }
 
@@ -719,7 +735,7 @@ mod tests {
             ("request.path.matches(request.query.p[0])", "written out"),
             ("request.path.matches('(')", "not a pattern"),
             ("request.path.matches('(a{1000}){1000}')", "not a pattern"),
-            ("[1].all(a, [1].all(b, [1].all(c, true)))", "loops"),
+            ("[1].all(a, [1].all(b, true))", "loop within a loop"),
             ("'a'.replace('a', 'b') == 'b'", "no function `replace`"),
             ("matches_compiled(request.path, 0)", "no function"),
             ("Message{a: 1} == 1", "no structures"),
@@ -735,8 +751,23 @@ mod tests {
     #[test]
     fn loops_give_names_of_their_own() {
         assert_eq!(holds("['a', 'b'].exists(request, request == 'b')"), Ok(true));
-        assert_eq!(holds("request.query.exists(name, request.query[name].exists(value, value == '2'))"), Ok(true));
+        assert_eq!(holds("request.query.exists(name, '2' in request.query[name])"), Ok(true));
+        assert_eq!(holds("request.query.filter(name, name == 'page').all(name, name == 'page')"), Ok(true));
         assert_eq!(holds("request.query.map(n, request.query[n].size()).all(size, size == 1)"), Ok(true));
+    }
+
+    #[test]
+    fn the_longest_query_takes_no_quadratic_time() {
+        let query: String = (0..8000).map(|n| format!("{n:x}&")).collect();
+        let target = format!("/?{query}");
+        let request = pingora::http::RequestHeader::build("GET", target.as_bytes(), None).unwrap();
+        let exchange = exchange();
+        let scope = Scope { exchange: &exchange, request: &request, response: None };
+        let condition = Expression::compile("request.query.all(name, request.query[name] == [''])").unwrap();
+        let began = std::time::Instant::now();
+        assert_eq!(condition.evaluate_bool(&scope), Ok(true));
+        // Quadratic, it was a second and more.
+        assert!(began.elapsed() < std::time::Duration::from_millis(500), "{:?}", began.elapsed());
     }
 
     #[test]
