@@ -48,10 +48,10 @@ const NEVER_COPIED: [&str; 12] = [
     "upgrade",
 ];
 
-/// Asks an HTTP service about each request, as Traefik's ForwardAuth and nginx's `auth_request` do. It is sent the headers
-/// of `send` and `X-Forwarded-Method`, `-Proto`, `-Host`, `-Uri` and `-For`, never the body. A 2xx lets the request pass.
-/// Anything below 500 denies it with that answer: its status, some of its headers, its body; a login page works.
-/// A service that cannot be asked, takes too long, answers 5xx or sends no valid answer fails closed: 503.
+/// Asks an HTTP service about each request, as Traefik's ForwardAuth and nginx's `auth_request` do. It is sent the
+/// headers of `send` and `X-Forwarded-Method`, `-Proto`, `-Host`, `-Uri` and `-For`, never the body. A 2xx lets the
+/// request pass. Anything below 500 denies it with that answer: its status, some of its headers, its body; a login page
+/// works. A service that cannot be asked, takes too long, answers 5xx or sends no valid answer fails closed: 503.
 ///
 /// ```yaml
 /// ext_auth:
@@ -118,8 +118,8 @@ pub enum OnFailure {
     Allow,
 }
 
-/// Requests that have let pass are remembered by all that the service was told of them. Denials are not, nor answers with
-/// something for the client. A reload forgets everything.
+/// Requests that have let pass are remembered by all that the service was told of them. Denials are not, nor answers
+/// with something for the client. A reload forgets everything.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Cache {

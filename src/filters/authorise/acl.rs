@@ -14,8 +14,8 @@ use crate::identity::{Consumer, Identity};
 use crate::telemetry::exchange::Exchange;
 use crate::variables::Scope;
 
-/// Admits or refuses by consumer, team, label and scope, and by a condition over request and caller for what lists cannot
-/// say. A refused request is answered 403; which rule it was is in the log only, as `cause`.
+/// Admits or refuses by consumer, team, label and scope, and by a condition over request and caller for what lists
+/// cannot say. A refused request is answered 403; which rule it was is in the log only, as `cause`.
 ///
 /// Whoever is on a list of `deny` is refused. With `allow`, whoever is on none of its lists is refused; one suffices.
 /// A `condition`, if there is one, has to hold in any case: one that cannot be evaluated does not.

@@ -18,8 +18,8 @@ use crate::filters::stage::Stage;
 const SHORTEST_WAIT: Duration = Duration::from_millis(2);
 
 /// Slows bodies down to what a key may send or get per second. All requests of a key share it, the first come first
-/// served, piece by piece of up to 64 KiB; none is refused. Both directions count by themselves. What the gateway answers
-/// itself and what goes through a WebSocket is not slowed down. A `total` time limit goes on meanwhile.
+/// served, piece by piece of up to 64 KiB; none is refused. Both directions count by themselves. What the gateway
+/// answers itself and what goes through a WebSocket is not slowed down. A `total` time limit goes on meanwhile.
 ///
 /// ```yaml
 /// bandwidth:
@@ -34,7 +34,8 @@ pub struct Config {
     pub response: Option<Throughput>,
     /// For the bodies of requests.
     pub request: Option<Throughput>,
-    /// What comes through at once after a rest, so that small answers do not wait. Left out: a tenth of a second's worth.
+    /// What comes through at once after a rest, so that small answers do not wait. Left out: a tenth of a second's
+    /// worth.
     pub burst: Option<Size>,
     /// What shares. A request without it shares with those of its client's address.
     #[serde(default)]

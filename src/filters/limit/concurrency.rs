@@ -18,9 +18,9 @@ use crate::filters::filter::{Compiled, Flow, OnRequestPerhaps, Request};
 use crate::filters::registry::{FilterKind, Site};
 use crate::filters::stage::Stage;
 
-/// Lets at most `limit` requests of a key be in flight at a time, from here to the last byte of the answer; a WebSocket to
-/// its end. One more waits in the `queue`, if there is one, and is answered 429 if it finds no place there or waits too
-/// long. A request is counted out whichever way it ends.
+/// Lets at most `limit` requests of a key be in flight at a time, from here to the last byte of the answer; a WebSocket
+/// to its end. One more waits in the `queue`, if there is one, and is answered 429 if it finds no place there or waits
+/// too long. A request is counted out whichever way it ends.
 ///
 /// ```yaml
 /// concurrency:

@@ -151,8 +151,8 @@ impl Key {
         Some(Key { by, seed: seed() })
     }
 
-    /// The key of a request: equal for all that count together, in this process and across reloads. `None` if the request
-    /// does not have what is counted by.
+    /// The key of a request: equal for all that count together, in this process and across reloads. `None` if the
+    /// request does not have what is counted by.
     pub fn of(&self, request: &Request<'_>) -> Option<u64> {
         let exchange = &*request.exchange;
         Some(match &self.by {
@@ -194,8 +194,8 @@ impl Key {
         self.of(request).unwrap_or_else(|| self.hash("address", Network::default().of(request.exchange.client)))
     }
 
-    /// The key in words, the same on every gateway: `consumer:mobile`, `address:2001:db8::/64`. Secrets and long values are
-    /// shown as digests. `None` as with [`Key::of`].
+    /// The key in words, the same on every gateway: `consumer:mobile`, `address:2001:db8::/64`. Secrets and long values
+    /// are shown as digests. `None` as with [`Key::of`].
     pub fn text(&self, request: &Request<'_>) -> Option<String> {
         let exchange = &*request.exchange;
         let mut out = String::new();
