@@ -186,23 +186,9 @@ impl Http {
 
     /// Sends a form, and who is sending it.
     pub async fn post_form(&self, url: &Url, fields: &[(&str, &str)], auth: &ClientAuth) -> Result<Reply, String> {
-        let mut form = form_urlencoded::Serializer::new(String::new());
-        form.extend_pairs(fields);
-        let mut request = self.client.post(url.clone()).header(ACCEPT, "application/json");
-        match &auth.secret {
-            // RFC 6749, section 2.3.1: both parts are encoded as in a form.
-            Some(secret) if auth.method == ClientAuthMethod::ClientSecretBasic => {
-                let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
-                let pair = format!("{}:{}", encoded(&auth.id), encoded(secret.expose()));
-                let mut value = http::HeaderValue::try_from(format!("Basic {}", STANDARD.encode(pair)))
-                    .map_err(|error| error.to_string())?;
-                value.set_sensitive(true);
-                request = request.header(AUTHORIZATION, value);
-            }
-            Some(secret) => drop(form.append_pair("client_id", &auth.id).append_pair("client_secret", secret.expose())),
-            None => drop(form.append_pair("client_id", &auth.id)),
-        }
-        self.call(request.header(CONTENT_TYPE, "application/x-www-form-urlencoded").body(form.finish())).await
+        let request = self.client.post(url.clone()).header(ACCEPT, "application/json");
+        let request = authenticated(request, fields, auth)?;
+        self.call(request.header(CONTENT_TYPE, "application/x-www-form-urlencoded")).await
     }
 
     async fn call(&self, request: reqwest::RequestBuilder) -> Result<Reply, String> {
@@ -223,6 +209,30 @@ impl Http {
         });
         calling.await.unwrap_or_else(|_| Err("the gateway is ending".to_owned()))
     }
+}
+
+/// The form with who is sending it, in the way that was agreed.
+fn authenticated(
+    mut request: reqwest::RequestBuilder,
+    fields: &[(&str, &str)],
+    auth: &ClientAuth,
+) -> Result<reqwest::RequestBuilder, String> {
+    let mut form = form_urlencoded::Serializer::new(String::new());
+    form.extend_pairs(fields);
+    match &auth.secret {
+        // RFC 6749, section 2.3.1: both parts are encoded as in a form.
+        Some(secret) if auth.method == ClientAuthMethod::ClientSecretBasic => {
+            let encoded = |text: &str| form_urlencoded::byte_serialize(text.as_bytes()).collect::<String>();
+            let pair = format!("{}:{}", encoded(&auth.id), encoded(secret.expose()));
+            let mut value = http::HeaderValue::try_from(format!("Basic {}", STANDARD.encode(pair)))
+                .map_err(|error| error.to_string())?;
+            value.set_sensitive(true);
+            request = request.header(AUTHORIZATION, value);
+        }
+        Some(secret) => drop(form.append_pair("client_id", &auth.id).append_pair("client_secret", secret.expose())),
+        None => drop(form.append_pair("client_id", &auth.id)),
+    }
+    Ok(request.body(form.finish()))
 }
 
 /// An error with its causes, without the address, which the caller names.

@@ -35,6 +35,7 @@ pub const REGISTRY: &[Definition] = &[
     Definition::of::<authenticate::jwt::Jwt>(),
     Definition::of::<limit::concurrency::Concurrency>(),
     Definition::of::<limit::bandwidth::Bandwidth>(),
+    Definition::of::<authenticate::introspection::Introspection>(),
     Definition::of::<traffic::body_limit::BodyLimit>(),
     Definition::of::<traffic::timeout::Timeout>(),
     Definition::of::<traffic::fault::Fault>(),

@@ -33,6 +33,7 @@ mod ip_restriction;
 mod jwt;
 mod mtls;
 mod nginx_origin;
+mod oauth2_introspection;
 mod paths;
 mod plans;
 mod proxy_protocol;

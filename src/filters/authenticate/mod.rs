@@ -7,8 +7,10 @@ pub mod credentials;
 pub mod ext_auth;
 pub mod grants;
 pub mod hmac;
+pub mod introspection;
 pub mod jwt;
 pub mod mtls;
+mod remembered;
 
 use std::sync::Arc;
 

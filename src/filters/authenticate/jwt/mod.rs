@@ -2,7 +2,6 @@
 
 mod issuer;
 pub mod keys;
-mod remembered;
 pub mod token;
 
 use std::sync::Arc;
@@ -17,10 +16,10 @@ use serde::Deserialize;
 use self::issuer::{Issuer, Source};
 pub use self::issuer::{WrittenAlgorithm, WrittenIssuer};
 use self::keys::{Choice, Keys};
-use self::remembered::{Digest, Remembered, Verified};
 use self::token::{Refusal, Token};
 use super::credentials::{Place, Presented, WrittenPlace, presented};
 use super::grants::{ConsumerRule, Grants, WrittenConsumer, WrittenRoles};
+use super::remembered::Remembered;
 use super::{Authenticator, Verdict};
 use crate::config::units;
 use crate::error::{Error, Reason};
@@ -111,7 +110,7 @@ pub struct Jwt {
     required_claims: Box<[String]>,
     consumer: ConsumerRule,
     grants: Grants,
-    remembered: Remembered,
+    remembered: Remembered<Verified>,
     wait: Duration,
 }
 
@@ -153,6 +152,16 @@ impl FilterKind for Jwt {
     }
 }
 
+/// What was found out about a token.
+struct Verified {
+    /// Which issuer it is from, and the revision of the keys it was verified with.
+    issuer: usize,
+    revision: u64,
+    identity: Identity,
+    /// Whether it may be used here; it is a good token in any case.
+    sufficient: bool,
+}
+
 /// What came of a token that was not known.
 enum Failed {
     Invalid(Refusal),
@@ -175,19 +184,19 @@ impl Jwt {
             return Err(Failed::Invalid("the token is too long"));
         }
         let digest = self.remembered.digest(token);
-        let known = self.remembered.find(&digest, |known| self.is_current(known, now).then(|| self.verdict(known)));
-        if let Some(verdict) = known.flatten() {
+        let look = |known: &Verified| self.is_current(known).then(|| self.verdict(known));
+        if let Some(verdict) = self.remembered.find(&digest, now, look).flatten() {
             return Ok(verdict);
         }
-        let verified = self.verify(token, digest, now)?;
+        let (verified, until) = self.verify(token, now)?;
         let verdict = self.verdict(&verified);
-        self.remembered.remember(verified, now);
+        self.remembered.remember(digest, verified, until, now);
         Ok(verdict)
     }
 
-    /// Whether what is remembered still holds: the token has not expired, and the keys are still the same.
-    fn is_current(&self, known: &Verified, now: i64) -> bool {
-        now < known.until && self.issuers.get(known.issuer).is_some_and(|own| own.keys.revision() == known.revision)
+    /// Whether the keys that it was verified with are still those of its issuer.
+    fn is_current(&self, known: &Verified) -> bool {
+        self.issuers.get(known.issuer).is_some_and(|own| own.keys.revision() == known.revision)
     }
 
     fn verdict(&self, verified: &Verified) -> Verdict {
@@ -197,7 +206,8 @@ impl Jwt {
         }
     }
 
-    fn verify(&self, token: &[u8], digest: Digest, now: i64) -> Result<Verified, Failed> {
+    /// Finds out whether a token is good, and the second from which on it is not.
+    fn verify(&self, token: &[u8], now: i64) -> Result<(Verified, i64), Failed> {
         let token = Token::read(token)?;
         let issuer = token.text("iss").and_then(|name| self.issuers.iter().position(|known| known.name == name));
         let index = issuer.ok_or("the token is of an unknown issuer")?;
@@ -231,7 +241,7 @@ impl Jwt {
         let consumer = self.consumer.find(&issuer.name, subject.as_deref())?;
         let identity = Identity { consumer, credential, claims: Some(Arc::new(claims)), anonymous: false };
         let sufficient = self.grants.suffice(&identity);
-        Ok(Verified::new(digest, until, index, revision, identity, sufficient))
+        Ok((Verified { issuer: index, revision, identity, sufficient }, until))
     }
 
     /// Checks what a token says that is signed by its issuer; returns the second from which on it is refused.
@@ -272,7 +282,7 @@ fn signed(token: &Token<'_>, keys: &Keys) -> Result<Option<()>, Refusal> {
 }
 
 /// Seconds since 1970.
-pub(super) fn unix_now() -> i64 {
+pub fn unix_now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(i64::MAX, |since| since.as_secs() as i64)
 }
 
