@@ -48,7 +48,7 @@ pub enum Flow {
 #[derive(Debug, Clone)]
 pub struct Answer {
     pub status: StatusCode,
-    pub headers: Vec<(http::HeaderName, http::HeaderValue)>,
+    pub headers: Vec<(HeaderName, HeaderValue)>,
     pub body: Bytes,
 }
 
@@ -73,6 +73,8 @@ pub struct Controls {
     pub caller_headers: Vec<(HeaderName, HeaderValue)>,
     /// Sent with the answer, whoever makes it.
     pub answer_headers: Vec<(HeaderName, HeaderValue)>,
+    /// Cookies that the filter which puts them here sets on the answer.
+    pub cookies: Vec<HeaderValue>,
     /// Kept until the exchange has ended, whichever way it does: their end gives back what they stand for.
     pub held: Vec<Box<dyn Send + Sync>>,
 }

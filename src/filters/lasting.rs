@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use super::authenticate::basic_auth::Passwords;
 use super::authenticate::hmac::Replays;
 use super::authenticate::jwt::keys::Keys;
+use super::authenticate::oidc::provider::Provider;
 use crate::authority::Kept;
 use crate::identity::limit_key;
 use crate::limits::{Counters, Fleet, Quotas, RateLimiter, fleet, quota};
@@ -39,6 +40,8 @@ pub struct Lasting {
     pub signatures: Replays,
     /// What issuers of tokens have published.
     pub key_sets: Kept<Keys>,
+    /// What OpenID providers have published.
+    pub providers: Kept<Provider>,
 }
 
 impl Default for Lasting {
@@ -63,6 +66,7 @@ impl Lasting {
             passwords: Arc::default(),
             signatures: Replays::default(),
             key_sets: Kept::default(),
+            providers: Kept::default(),
         };
         if let Some(background) = &lasting.background {
             let rates = lasting.rates.clone();

@@ -36,6 +36,7 @@ pub const REGISTRY: &[Definition] = &[
     Definition::of::<limit::concurrency::Concurrency>(),
     Definition::of::<limit::bandwidth::Bandwidth>(),
     Definition::of::<authenticate::introspection::Introspection>(),
+    Definition::of::<authenticate::oidc::Oidc>(),
     Definition::of::<traffic::body_limit::BodyLimit>(),
     Definition::of::<traffic::timeout::Timeout>(),
     Definition::of::<traffic::fault::Fault>(),

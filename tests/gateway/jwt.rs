@@ -362,6 +362,29 @@ async fn an_issuer_that_redirects_is_not_followed() {
 }
 
 #[tokio::test]
+async fn keys_are_believed_only_over_verified_tls() {
+    let origin = Origin::named("a").await;
+    let signer = Signer::ec("e1", Algorithm::ES256);
+    let token = signer.sign(&claims());
+    let (ours, other) = (tls::Authority::new("ours"), tls::Authority::new("another"));
+    for (pair, ca, expected) in [
+        (ours.issue(&["127.0.0.1"]), &ours, 200),
+        (ours.issue(&["127.0.0.1"]), &other, 503),
+        (ours.issue(&["login.example.com"]), &ours, 503),
+        (ours.issue_expired("127.0.0.1"), &ours, 503),
+    ] {
+        let keys = jwks(&[&signer]);
+        let issuer = Origin::tls(pair.acceptor(&[], None), move |_| Reply::ok(keys.as_str())).await;
+        let keys = "jwks_url: 'https://{{issuer}}/keys', http: { ca: ca.pem }";
+        let builder = Gateway::builder(&filter(keys, "ES256", "")).origin(&origin).with("issuer", issuer.address);
+        std::fs::write(builder.directory().join("ca.pem"), &ca.certificate).unwrap();
+        let gateway = builder.start().await;
+        assert_eq!(status(&gateway, &token).await, expected);
+        assert_eq!(issuer.count() > 0, expected == 200, "nothing is asked of whoever is not the issuer");
+    }
+}
+
+#[tokio::test]
 async fn nobody_comes_in_while_the_issuer_is_slow_down_or_talks_garbage() {
     let origin = Origin::named("a").await;
     let signer = Signer::ec("e1", Algorithm::ES256);

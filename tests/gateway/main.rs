@@ -34,6 +34,7 @@ mod jwt;
 mod mtls;
 mod nginx_origin;
 mod oauth2_introspection;
+mod oidc;
 mod paths;
 mod plans;
 mod proxy_protocol;

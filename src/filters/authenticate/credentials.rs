@@ -92,7 +92,7 @@ impl Place {
                 }
             }
             Place::Query(name) => strip_query(head, name),
-            Place::Cookie(name) => strip_cookie(head, name),
+            Place::Cookie(name) => strip_cookies(head, |known| known == name.as_bytes()),
         }
     }
 }
@@ -152,7 +152,8 @@ pub(crate) fn decoded(part: &[u8]) -> Cow<'_, [u8]> {
     out.into()
 }
 
-fn cookies(head: &RequestHeader) -> impl Iterator<Item = (&[u8], &[u8])> {
+/// The cookies of a request, by name.
+pub fn cookies(head: &RequestHeader) -> impl Iterator<Item = (&[u8], &[u8])> {
     let lines = head.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
     lines.flat_map(|line| line.split(|byte| *byte == b';')).filter_map(|pair| {
         let pair = pair.trim_ascii();
@@ -183,14 +184,13 @@ fn strip_query(head: &mut RequestHeader, name: &str) {
     }
 }
 
-fn strip_cookie(head: &mut RequestHeader, name: &str) {
-    if cookies(head).all(|(known, _)| known != name.as_bytes()) {
+/// Removes the cookies whose names are meant.
+pub fn strip_cookies(head: &mut RequestHeader, meant: impl Fn(&[u8]) -> bool) {
+    if cookies(head).all(|(known, _)| !meant(known)) {
         return;
     }
-    let left: Vec<Vec<u8>> = cookies(head)
-        .filter(|(known, _)| *known != name.as_bytes())
-        .map(|(known, value)| [known, b"=", value].concat())
-        .collect();
+    let left: Vec<Vec<u8>> =
+        cookies(head).filter(|(known, _)| !meant(known)).map(|(known, value)| [known, b"=", value].concat()).collect();
     head.remove_header(&COOKIE);
     if let (false, Ok(line)) = (left.is_empty(), HeaderValue::from_bytes(&left.join(&b"; "[..]))) {
         let _ = head.insert_header(COOKIE, line);

@@ -1,7 +1,6 @@
 //! Identifies callers by tokens that only their authority can read: it is asked about each (RFC 7662).
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use http::HeaderValue;
@@ -9,9 +8,9 @@ use pingora::http::RequestHeader;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
-use tokio::sync::watch;
 
 use super::credentials::{Place, Presented, WrittenPlace, presented};
+use super::flights::Flights;
 use super::grants::{ConsumerRule, Grants, WrittenConsumer, WrittenRoles};
 use super::jwt::token::{LONGEST, Refusal};
 use super::jwt::unix_now;
@@ -130,9 +129,8 @@ struct Inquiry {
     consumer: ConsumerRule,
     grants: Grants,
     remembered: Remembered<Answer>,
-    /// Questions that are being asked; whoever comes with the same token waits for the same answer.
-    open: Mutex<HashMap<Digest, watch::Receiver<Option<Answer>>>>,
-    most_open: usize,
+    /// Questions that are being asked.
+    flights: Arc<Flights<Answer>>,
 }
 
 /// What the authority says of a token.
@@ -176,8 +174,7 @@ impl FilterKind for Introspection {
             consumer: ConsumerRule::new(&config.consumer, at.directory.clone()),
             grants,
             remembered: Remembered::new(config.remember as usize),
-            open: Mutex::default(),
-            most_open: config.concurrency as usize,
+            flights: Flights::new(config.concurrency as usize),
         };
         let filter = Introspection { places, keep: config.keep, http, inquiry: Arc::new(inquiry) };
         (at.problems.0.len() == before).then(|| Compiled::authenticator(filter))
@@ -213,28 +210,6 @@ impl Inquiry {
             Answer::Refused(why) => Verdict::Invalid(why),
             Answer::None => Verdict::Unavailable(Error::new(Reason::AuthorityUnavailable)),
         }
-    }
-
-    /// Joins those who wait for an answer about a token, or asks. `None` if too much is being asked already.
-    fn begin(self: &Arc<Self>, http: &Http, digest: Digest, token: String) -> Option<watch::Receiver<Option<Answer>>> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(same) = open.get(&digest) {
-            return Some(same.clone());
-        }
-        if open.len() >= self.most_open {
-            return None;
-        }
-        let (answered, answer) = watch::channel(None);
-        open.insert(digest, answer.clone());
-        let question = Question { inquiry: self.clone(), digest };
-        let http = http.clone();
-        http.background().clone().spawn(async move {
-            let answer = question.inquiry.ask(&http, digest, &token).await;
-            // Before it is said: whoever comes later finds it among the remembered.
-            drop(question);
-            answered.send_replace(Some(answer));
-        });
-        Some(answer)
     }
 
     async fn ask(&self, http: &Http, digest: Digest, token: &str) -> Answer {
@@ -303,18 +278,6 @@ impl Inquiry {
     }
 }
 
-/// A question that is being asked; its end, whichever way it comes, makes room for another.
-struct Question {
-    inquiry: Arc<Inquiry>,
-    digest: Digest,
-}
-
-impl Drop for Question {
-    fn drop(&mut self) {
-        self.inquiry.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.digest);
-    }
-}
-
 #[async_trait]
 impl Authenticator for Introspection {
     fn authenticate(&self, request: &mut Request<'_>) -> Verdict {
@@ -334,10 +297,11 @@ impl Authenticator for Introspection {
             Err(verdict) => return verdict,
         };
         let digest = self.inquiry.remembered.digest(token.as_bytes());
-        let waiting = self.http.as_ref().and_then(|http| self.inquiry.begin(http, digest, token));
-        let Some(mut waiting) = waiting else { return self.inquiry.verdict(&Answer::None) };
-        // The question has a time limit of its own; it fails if the process is ending.
-        let answer = waiting.wait_for(Option::is_some).await.ok().and_then(|answer| answer.clone());
+        let Some(http) = self.http.clone() else { return self.inquiry.verdict(&Answer::None) };
+        let background = http.background().clone();
+        let inquiry = self.inquiry.clone();
+        let ask = move || async move { inquiry.ask(&http, digest, &token).await };
+        let answer = self.inquiry.flights.join(digest, &background, ask).await;
         self.inquiry.verdict(&answer.unwrap_or(Answer::None))
     }
 

@@ -5,11 +5,13 @@ pub mod api_key;
 pub mod basic_auth;
 pub mod credentials;
 pub mod ext_auth;
+mod flights;
 pub mod grants;
 pub mod hmac;
 pub mod introspection;
 pub mod jwt;
 pub mod mtls;
+pub mod oidc;
 mod remembered;
 
 use std::sync::Arc;
@@ -39,6 +41,8 @@ pub enum Verdict {
     Invite(Answer),
     /// An authority does not let the request pass, and says so itself.
     Deny(Answer),
+    /// The request is for the filter itself, such as the end of a login; nobody else sees it.
+    Answer(Answer),
     /// It cannot be found out whether they are good.
     Unavailable(Error),
     /// Only [`Authenticator::authenticate_later`] can tell.
@@ -120,6 +124,7 @@ impl Gate {
                 request.exchange.cause = Some("the authority denies it");
                 Flow::Answer(answer)
             }
+            Outcome::Answer(answer) => Flow::Answer(answer),
             Outcome::Invite(answer) if !self.optional => Flow::Answer(answer),
             Outcome::Invite(_) => Flow::Continue,
             Outcome::Forbidden(error) | Outcome::Unavailable(error) => Flow::Refuse(error),
@@ -169,6 +174,7 @@ enum Outcome {
     Forbidden(Error),
     Invite(Answer),
     Deny(Answer),
+    Answer(Answer),
     Unavailable(Error),
 }
 
@@ -179,6 +185,7 @@ struct Tally {
     missing: bool,
     invalid: Option<(&'static str, Option<usize>)>,
     forbidden: Option<Error>,
+    answer: Option<Answer>,
     invite: Option<Answer>,
     deny: Option<Answer>,
     unavailable: Option<Error>,
@@ -192,6 +199,7 @@ impl Tally {
             missing: false,
             invalid: None,
             forbidden: None,
+            answer: None,
             invite: None,
             deny: None,
             unavailable: None,
@@ -222,6 +230,10 @@ impl Tally {
             Verdict::Absent | Verdict::Wait => self.missing = true,
             Verdict::Invalid(why) => self.invalid = self.invalid.or(Some((why, Some(whose)))),
             Verdict::Forbidden(error) => self.forbidden = self.forbidden.take().or(Some(error)),
+            Verdict::Answer(answer) => {
+                self.answer = Some(answer);
+                return true;
+            }
             Verdict::Invite(answer) => {
                 self.missing = true;
                 self.invite.get_or_insert(answer);
@@ -235,6 +247,9 @@ impl Tally {
     }
 
     fn outcome(self) -> Outcome {
+        if let Some(answer) = self.answer {
+            return Outcome::Answer(answer);
+        }
         // A fallback was only asked because nothing at all was presented: nothing of it can be incomplete.
         let anonymous = self.found.as_ref().is_some_and(|identity| identity.anonymous);
         let denied = self.forbidden.is_some() || self.deny.is_some();

@@ -452,7 +452,8 @@ fn example_secrets() -> Vec<(String, Vec<u8>)> {
 pub fn example(name: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/examples").join(name).with_extension("yaml");
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let text = text.replace("http://127.0.0.1:9001", "http://{{origin}}");
+    let text =
+        text.replace("http://127.0.0.1:9001", "http://{{origin}}").replace("http://127.0.0.1:8080", "http://{{http}}");
     text.replace("127.0.0.1:8080", "'{{http}}'").replace("127.0.0.1:9001", "'{{origin}}'")
 }
 

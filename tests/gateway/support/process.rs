@@ -1,4 +1,4 @@
-//! Real programs of others, as origins and clients: nginx and gRPC in Python. `scripts/prepare tests` installs them.
+//! Real programs of others, as origins and clients: nginx, gRPC and an OpenID provider in Python. `scripts/prepare tests` installs them.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -69,10 +69,23 @@ impl Nginx {
     }
 }
 
-fn python() -> PathBuf {
-    // Cargo's folder for the temporary files of tests lies in the target folder, where the virtual environment is too.
+/// Python with the packages of one virtual environment.
+fn python(environment: &str) -> PathBuf {
+    // Cargo's folder for the temporary files of tests lies in the target folder, where virtual environments are too.
     let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("a folder in the target folder");
-    target.join("grpc/bin/python")
+    target.join(environment).join("bin/python")
+}
+
+/// Starts a script that prints its port and ends with its input.
+fn serve(environment: &str, name: &str) -> (SocketAddr, Group) {
+    let mut command = Command::new(python(environment));
+    command.arg(script(name)).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut process = Group::start(&mut command);
+    let mut port = String::new();
+    let mut said = BufReader::new(process.0.stdout.take().expect("stdout is piped"));
+    said.read_line(&mut port).expect("a line of the server");
+    let port = port.trim().parse().expect("the server tells its port; run `scripts/prepare tests`");
+    (SocketAddr::from(([127, 0, 0, 1], port)), process)
 }
 
 fn script(name: &str) -> PathBuf {
@@ -87,20 +100,27 @@ pub struct GrpcServer {
 
 impl GrpcServer {
     pub fn start() -> Self {
-        let mut command = Command::new(python());
-        command.arg(script("server.py")).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut process = Group::start(&mut command);
-        let mut port = String::new();
-        let mut said = BufReader::new(process.0.stdout.take().expect("stdout is piped"));
-        said.read_line(&mut port).expect("a line of the gRPC server");
-        let port = port.trim().parse().expect("the gRPC server tells its port; run `scripts/prepare tests`");
-        GrpcServer { address: SocketAddr::from(([127, 0, 0, 1], port)), _process: process }
+        let (address, process) = serve("grpc", "server.py");
+        GrpcServer { address, _process: process }
+    }
+}
+
+/// The OpenID provider of `python/openid.py`.
+pub struct OpenIdProvider {
+    pub address: SocketAddr,
+    _process: Group,
+}
+
+impl OpenIdProvider {
+    pub fn start() -> Self {
+        let (address, process) = serve("oidc", "openid.py");
+        OpenIdProvider { address, _process: process }
     }
 }
 
 /// Runs a scenario of `python/client.py` to its end, and panics with what it said if it failed.
 pub async fn grpc_client(address: SocketAddr, scenario: &'static str) {
-    let mut command = tokio::process::Command::new(python());
+    let mut command = tokio::process::Command::new(python("grpc"));
     command.arg(script("client.py")).arg(address.to_string()).arg(scenario).kill_on_drop(true);
     let output = tokio::time::timeout(3 * PATIENCE, command.output()).await.expect("the client's end");
     let output = output.unwrap_or_else(|error| panic!("starting Python: {error}; run `scripts/prepare tests`"));
