@@ -578,6 +578,38 @@ async fn a_token_or_a_key_is_enough_and_a_bad_token_is_named_as_such() {
 }
 
 #[tokio::test]
+async fn where_all_are_required_a_token_alone_is_not_enough() {
+    let origin = Origin::named("a").await;
+    let signer = Signer::ec("e1", Algorithm::ES256);
+    let issuer = Issuer::publishing(&[&signer]).await;
+    let yaml = filter(JWKS, "ES256", ", roles: { any: [admin] }, consumer: { required: false }")
+        .replace("services: { s: {", "services: { s: { require: all,")
+        .replace("filters: [", "filters: [{ api_key: {} }, ")
+        .replace("credentials: [", &format!("credentials: [{{ api_key: {{ hash: '{}' }} }}, ", key_hash("k-e-y")))
+        .replace("consumers: {", "consumers: { other: { credentials: [{ jwt: { subject: app-8 } }] },");
+    let gateway = Gateway::builder(&yaml).origin(&origin).with("issuer", issuer.origin.address).start().await;
+    let token = |sub: &str, role: &str| {
+        let mut claims = claims_with("sub", sub);
+        claims["roles"] = json!([role]);
+        signer.sign(&claims)
+    };
+    let with_key = |token: &str| bearer(token).header("X-Api-Key", "k-e-y");
+    for (call, expected, what) in [
+        (with_key(&token("app-7", "admin")), 200, "both of the same consumer"),
+        (with_key(&token("a user", "admin")), 200, "a key, and a token that belongs to no consumer"),
+        (bearer(&token("app-7", "admin")), 401, "the token alone"),
+        (Call::get("/").header("X-Api-Key", "k-e-y"), 401, "the key alone"),
+        (with_key(&token("app-8", "admin")), 401, "two consumers"),
+        (with_key(&token("app-7", "reader")), 403, "a token that does not allow this"),
+        (bearer(&token("app-7", "admin")).header("X-Api-Key", "bad"), 401, "a bad key"),
+        (with_key("bad"), 401, "a bad token"),
+    ] {
+        assert_eq!(gateway.call(&call).await.status, expected, "{what}");
+    }
+    assert_eq!(origin.count(), 2);
+}
+
+#[tokio::test]
 async fn the_log_says_what_is_wrong_with_a_token_and_never_the_token() {
     let origin = Origin::named("a").await;
     let signer = Signer::ec("e1", Algorithm::ES256);

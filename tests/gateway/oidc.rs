@@ -311,6 +311,8 @@ async fn a_login_ends_only_in_the_browser_that_has_begun_it() {
         let answer = alice.page(&target).await;
         assert_eq!(answer.status, status, "{what}: {}", answer.text());
         assert_eq!(alice.cookies.get("headgate"), None, "{what}");
+        assert_eq!(answer.header("www-authenticate").is_some(), status == 401, "{what}");
+        assert_eq!(answer.header("cache-control"), Some("no-store"), "{what}");
         let mut nobody = Browser::at(&gateway);
         assert_eq!(nobody.page(&target).await.status, 401, "{what}, in a browser that has begun nothing");
     }

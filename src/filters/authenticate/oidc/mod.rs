@@ -10,7 +10,7 @@ use std::time;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::header::{ACCEPT, CACHE_CONTROL, LOCATION, SET_COOKIE};
+use http::header::{ACCEPT, CACHE_CONTROL, LOCATION, SET_COOKIE, WWW_AUTHENTICATE};
 use http::{HeaderName, HeaderValue, Method, StatusCode};
 use pingora::http::RequestHeader;
 use schemars::JsonSchema;
@@ -38,6 +38,9 @@ use crate::identity::{Claims, Credential, Identity};
 
 /// The kind of [`Credential`] that sessions are.
 const KIND: &str = "oidc";
+
+/// No scheme is registered for sessions of browsers; RFC 9110, section 15.5.2, wants one named.
+const CHALLENGE: HeaderValue = HeaderValue::from_static("Cookie");
 
 /// How long somebody may take to log in, in seconds.
 const LOGIN_TIME: i64 = 600;
@@ -127,7 +130,7 @@ pub struct WrittenSession {
     #[serde(default = "cookie")]
     #[schemars(regex(pattern = "^[A-Za-z0-9_.-]{1,64}$"))]
     pub cookie: String,
-    /// How long a session lasts, up to 30d. If the provider gives refresh tokens, it is asked more often whether the session
+    /// How long a session lasts, up to 30d; so long, too, lives a copy of the cookie that somebody has made before a logout. If the provider gives refresh tokens, it is asked more often whether the session
     /// still holds. Default: 8h.
     #[serde(default = "lifetime")]
     pub lifetime: Duration,
@@ -588,7 +591,11 @@ fn redirect(location: &str, cookies: Vec<HeaderValue>) -> Option<Answer> {
 }
 
 fn refuse(reason: Reason, detail: &'static str) -> Verdict {
-    Verdict::Forbidden(Error::with(reason, detail).header(CACHE_CONTROL, HeaderValue::from_static("no-store")))
+    let mut error = Error::with(reason, detail).header(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if reason.status() == StatusCode::UNAUTHORIZED {
+        error = error.header(WWW_AUTHENTICATE, CHALLENGE);
+    }
+    Verdict::Forbidden(error)
 }
 
 fn unavailable() -> Verdict {
@@ -640,8 +647,7 @@ impl Authenticator for Oidc {
     }
 
     fn challenge(&self) -> Option<HeaderValue> {
-        // No scheme is registered for sessions of browsers; RFC 9110, section 11.6.1, wants one named.
-        Some(HeaderValue::from_static("Cookie"))
+        Some(CHALLENGE)
     }
 }
 
