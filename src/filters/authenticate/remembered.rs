@@ -1,7 +1,8 @@
 //! What was found out about tokens, so that it is found out once.
 //!
-//! This is on the path of every request: a look costs one hash of the token and one read of a slot, and takes no lock. The
-//! table belongs to one compiled filter, so that nothing outlives a reload, and has a fixed size.
+//! This is on the path of every request: a look costs one hash of the token and one read of a slot, and takes no lock. With
+//! all else that a filter does, that is 0.8 µs for a token of 800 bytes (`measure_a_token` in jwt/mod.rs). The table belongs
+//! to one compiled filter, so that nothing outlives a reload, and has a fixed size.
 
 use std::sync::{Arc, OnceLock};
 
@@ -126,16 +127,5 @@ mod tests {
         let none = Remembered::new(0);
         remember(&none, "a", 10, 0);
         assert!(!knows(&none, "a", 0));
-    }
-
-    #[test]
-    #[ignore = "a measurement: cargo test --release --lib -- --ignored --nocapture measure_a_look"]
-    fn measure_a_look() {
-        let table = Remembered::new(16384);
-        let tokens: Vec<String> = (0..1000).map(|n| format!("{n:04}{}", "x".repeat(796))).collect();
-        tokens.iter().for_each(|token| remember(&table, token, 10, 0));
-        let started = std::time::Instant::now();
-        let found = (0..1000).map(|_| tokens.iter().filter(|token| knows(&table, token, 0)).count()).sum::<usize>();
-        println!("{:?} for each of {found} looks at tokens of 800 bytes", started.elapsed() / 1_000_000);
     }
 }
