@@ -124,6 +124,8 @@ async fn a_request_is_counted_out_whichever_way_it_ends() {
         assert!(is_free(&gateway).await, "after the WebSocket closed");
         // A whole answer, on a connection that stays.
         let mut client = gateway.connect().await;
+        // The one that found it free may have its answer before it is counted out.
+        while client.get("/").await.unwrap().status == 429 {}
         for _ in 0..3 {
             assert_eq!(client.get("/").await.unwrap().status, 200);
         }

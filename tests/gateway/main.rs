@@ -40,6 +40,7 @@ mod plans;
 mod proxy_protocol;
 mod quota;
 mod rate_limit;
+mod readme;
 mod redirect;
 mod reload;
 mod respond;
