@@ -54,6 +54,8 @@ struct Generation {
     telemetry: Plan,
     listeners: Vec<(Arc<ListenerState>, Settings)>,
     dns: ResolverConfig,
+    /// How often what was used of quotas is written.
+    usage_interval: Duration,
     files: Vec<PathBuf>,
 }
 
@@ -96,6 +98,9 @@ impl Gateway {
         })?;
         telemetry.metrics().reload_succeeded();
         warn(loaded);
+        if snapshot.counts() {
+            lasting.keep_quotas(snapshot.fleet.as_ref(), config.usage.interval.get());
+        }
 
         let resolver = Resolver::new(dns, runtime.handle().clone());
         let supervisor = Supervisor::new(runtime.handle().clone(), resolver.clone(), Arc::new(Connectors::new()));
@@ -160,7 +165,9 @@ impl Gateway {
         match (snapshot, plan, problems.is_empty()) {
             (Some(snapshot), Some(telemetry), true) => {
                 warn(&loaded);
-                Ok(Generation { snapshot, telemetry, listeners, dns, files: inspect::referenced_files(&loaded) })
+                let files = inspect::referenced_files(&loaded);
+                let usage_interval = config.usage.interval.get();
+                Ok(Generation { snapshot, telemetry, listeners, dns, usage_interval, files })
             }
             _ => Err(placed(problems, &loaded)),
         }
@@ -177,6 +184,9 @@ impl Gateway {
             listener.apply(settings);
         }
         self.resolver.configure(generation.dns);
+        if generation.snapshot.counts() {
+            self.lasting.keep_quotas(generation.snapshot.fleet.as_ref(), generation.usage_interval);
+        }
         let revision = generation.snapshot.revision;
         let before = self.published.publish(generation.snapshot);
         self.runtime.spawn(drop_when_unused(before));
@@ -356,17 +366,10 @@ async fn drop_when_unused(snapshot: Arc<Snapshot>) {
 
 /// Opens the store that a configuration with quotas needs, if everything else in it is right.
 fn open_usage(snapshot: Option<&Snapshot>, loaded: &Loaded<Config>, lasting: &Lasting, problems: &mut Problems) {
-    let counts = snapshot.is_some_and(|snapshot| snapshot.limits.iter().any(|limit| limit.counts()));
-    if !counts || !problems.is_empty() {
-        return;
-    }
-    let fleet = snapshot.and_then(|snapshot| snapshot.fleet.as_ref());
-    lasting.share_quotas(fleet, loaded.config.usage.interval.get());
-    if fleet.is_some() {
-        return;
-    }
-    let usage = &loaded.config.usage;
-    if let Err(message) = lasting.open_usage(&loaded.folder.join(&usage.file), usage.interval.get()) {
+    let Some(snapshot) = snapshot.filter(|snapshot| snapshot.counts() && problems.is_empty()) else { return };
+    if snapshot.fleet.is_none()
+        && let Err(message) = lasting.open_usage(&loaded.folder.join(&loaded.config.usage.file))
+    {
         problems.add("usage.file", message);
     }
 }

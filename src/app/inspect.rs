@@ -9,11 +9,13 @@ use prometheus::Registry;
 use crate::config::listener::Listener;
 use crate::config::service::Access;
 use crate::config::{
-    Backend, Config, ConfigSchema, FilterSchema, Loaded, Problems, RouteMatch, nearest, process_environment,
+    Backend, Config, ConfigSchema, FilterEntry, FilterSchema, Loaded, Problems, RouteMatch, nearest,
+    process_environment,
 };
 use crate::filters::REGISTRY;
 use crate::filters::authenticate::mtls::Mtls;
 use crate::filters::chain::Place;
+use crate::filters::limit::rate_limit::RateLimit;
 use crate::filters::registry::FilterKind;
 use crate::listener::{self, ListenerState};
 use crate::snapshot::{Ground, Route, Snapshot, compile};
@@ -96,6 +98,13 @@ pub fn warnings(loaded: &Loaded<Config>) -> Problems {
             warnings.add(format!("upstreams.{name}.tls.verify"), message);
         }
     }
+    if loaded.config.redis.is_none() {
+        let everywhere = limits_of_fleets(&loaded.config);
+        for path in everywhere {
+            warnings
+                .add(path, "without `redis`, this gateway keeps the limit by itself, exactly, and this says nothing");
+        }
+    }
     if loaded.config.admin.allow_remote {
         let message = "the admin listener has no authentication: whoever reaches it reads all metrics";
         warnings.add("admin.allow_remote", message);
@@ -103,6 +112,25 @@ pub fn warnings(loaded: &Loaded<Config>) -> Problems {
     loaded.sources.place_all(&mut warnings);
     warnings.sort();
     warnings
+}
+
+/// The places of rate limits that say something about a fleet.
+fn limits_of_fleets(config: &Config) -> Vec<String> {
+    let mut lists = vec![("filters".to_owned(), &config.filters)];
+    for (name, service) in &config.services {
+        lists.push((format!("services.{name}.filters"), &service.filters));
+        for (route, written) in &service.routes {
+            lists.push((format!("services.{name}.routes.{route}.filters"), &written.filters));
+        }
+    }
+    let entries = lists.iter().flat_map(|(path, filters)| filters.iter().enumerate().map(move |entry| (path, entry)));
+    let limits = entries.filter(|(_, (_, entry))| entry.name == RateLimit::NAME);
+    let words = ["lease", "exact", "on_redis_failure"];
+    let says = |(path, (i, entry)): (&String, (usize, &FilterEntry))| {
+        let word = words.iter().find(|word| entry.config.get(word).is_some())?;
+        Some(format!("{path}[{i}].{}.{word}", RateLimit::NAME))
+    };
+    limits.filter_map(says).collect()
 }
 
 /// What the configuration refers to outside of itself.

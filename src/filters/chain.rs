@@ -8,7 +8,7 @@ use super::authenticate::{Gate, IdentityHeaders};
 use super::authorise::subscription::Subscribed;
 use super::filter::{Compiled, OnResponse, RequestStep};
 use super::find;
-use super::limit::plan::Plans;
+use super::limit::plan::{PlanQuotas, Plans};
 use super::limit::usage::Limit;
 use super::registry::Site;
 use super::stage::Stage;
@@ -106,7 +106,9 @@ impl Chain {
             let replaced = |name: &str| places[depth + 1..].iter().any(|inner| inner.iter().any(|f| f.name == name));
             filters.extend(place.iter().filter(|f| !replaced(f.name)));
         }
-        filters.sort_by_key(|filter| filter.stage);
+        // Of the limits, quotas last: a request that another limit refuses has used up none of them.
+        let counts = |filter: &Attached| filter.limit().is_some_and(|limit| limit.counts());
+        filters.sort_by_key(|filter| (filter.stage, counts(filter)));
         let authenticators: Vec<_> = filters.iter().filter_map(|f| f.compiled.authenticator.clone()).collect();
         let authenticates = !authenticators.is_empty();
         let (before, after) = filters.split_at(filters.partition_point(|f| f.stage <= Stage::Authenticate));
@@ -118,12 +120,19 @@ impl Chain {
         if rules.access == Some(Access::Subscribers) {
             request.push(RequestStep::Now(Arc::new(Subscribed { service: rules.service })));
         }
-        let (before, after) = after.split_at(after.partition_point(|f| f.stage < Stage::Limit));
-        request.extend(before.iter().filter_map(|f| f.compiled.request.clone()));
-        // Before the filters that limit: what a subscription allows is narrower than what protects a service.
-        let plans = rules.plans.clone().filter(|_| authenticates);
-        request.extend(plans.map(|plans| RequestStep::Now(plans)));
-        request.extend(after.iter().filter_map(|f| f.compiled.request.clone()));
+        let (authorise, after) = after.split_at(after.partition_point(|f| f.stage < Stage::Limit));
+        let (limit, after) = after.split_at(after.partition_point(|f| f.stage == Stage::Limit));
+        let steps =
+            |filters: &[&Attached]| -> Vec<_> { filters.iter().filter_map(|f| f.compiled.request.clone()).collect() };
+        request.extend(steps(authorise));
+        // The rates of plans before other limits, which cost more to refuse; their quotas after them.
+        let plans = rules.plans.as_ref().filter(|_| authenticates);
+        request.extend(plans.map(|plans| RequestStep::Now(plans.clone())));
+        request.extend(steps(limit));
+        request.extend(
+            plans.filter(|plans| plans.counts()).map(|plans| RequestStep::Now(Arc::new(PlanQuotas(plans.clone())))),
+        );
+        request.extend(steps(after));
         Chain {
             request: request.into(),
             response: filters.iter().rev().filter_map(|f| f.compiled.response.clone()).collect(),

@@ -85,23 +85,16 @@ impl Lasting {
         self.background.as_ref()
     }
 
-    /// Opens the store of quotas, and begins to write to it every `interval` if it was not open yet.
-    pub fn open_usage(&self, file: &Path, interval: Duration) -> Result<(), String> {
-        self.quotas.open(file, |quota, caller| (limit_key(quota), limit_key(caller)))?;
-        self.keep_quotas(interval);
-        Ok(())
+    /// Opens the store of quotas, unless it is open. Nothing is written to it before [`Lasting::keep_quotas`].
+    pub fn open_usage(&self, file: &Path) -> Result<(), String> {
+        self.quotas.open(file, |quota, caller| (limit_key(quota), limit_key(caller)))
     }
 
-    /// Counts quotas together with a fleet, or alone.
-    pub fn share_quotas(&self, fleet: Option<&Arc<Fleet>>, interval: Duration) {
+    /// Writes what is used of quotas every `interval` from now on: to a fleet's Redis, or to the store.
+    pub fn keep_quotas(&self, fleet: Option<&Arc<Fleet>>, interval: Duration) {
         self.quotas.share(fleet);
-        if fleet.is_some() {
-            self.keep_quotas(interval);
-        }
-    }
-
-    fn keep_quotas(&self, interval: Duration) {
-        self.keeping.call_once(|| quota::keep(self.quotas.clone(), interval));
+        self.quotas.set_interval(interval);
+        self.keeping.call_once(|| quota::keep(self.quotas.clone()));
     }
 
     /// The connection to a fleet's Redis, the same as before unless its settings have changed. `None` if filters are only

@@ -21,11 +21,11 @@ impl Window {
     }
 
     pub fn length(&self) -> Duration {
-        Duration::from_secs((self.end - self.start).max(0) as u64)
+        Duration::from_secs(self.end.saturating_sub(self.start).max(0) as u64)
     }
 
     pub fn left(&self, now: i64) -> Duration {
-        Duration::from_secs((self.end - now).max(0) as u64)
+        Duration::from_secs(self.end.saturating_sub(now).max(0) as u64)
     }
 }
 

@@ -6,8 +6,8 @@
 //!
 //! While Redis does not answer, it is asked once a second at most, and each gateway goes on with its share of the limit.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
@@ -30,21 +30,21 @@ const MOST_QUESTIONS: usize = 1024;
 const MOST_LEASES: usize = 2_000_000;
 
 /// Debits what was spent in advance and grants what is free, in one step on Redis's own clock: clocks of gateways need not
-/// agree. Times are microseconds. A TAT that lies further ahead than any debit can have brought it is the trace of a clock
-/// that was set back, and is cut.
+/// agree. Times are microseconds. Beside the TAT stands when it was written: if that is to come, the clock was set back,
+/// and the TAT with it.
 const LEASE: &str = r"
 local clock = redis.call('TIME')
 local now = clock[1] * 1000000 + clock[2]
 local interval, tolerance = tonumber(ARGV[1]), tonumber(ARGV[2])
 local owed, want = tonumber(ARGV[3]), tonumber(ARGV[4])
-local tat = tonumber(redis.call('GET', KEYS[1]) or 0)
-if tat < now then tat = now end
-if tat > now + 4 * tolerance then tat = now + tolerance end
-tat = tat + owed * interval
+local tat, written = string.match(redis.call('GET', KEYS[1]) or '', '^(%S+) (%S+)$')
+tat, written = tonumber(tat) or now, tonumber(written) or now
+if written > now then tat = tat - (written - now) end
+tat = math.max(now, math.max(now, tat) + owed * interval)
 local free = math.floor((now + tolerance - tat) / interval + 0.000001)
 local grant = math.max(0, math.min(want, free))
 tat = tat + grant * interval
-redis.call('SET', KEYS[1], string.format('%.3f', tat), 'PX', math.ceil((tat - now) / 1000) + 1000)
+redis.call('SET', KEYS[1], string.format('%.3f %.0f', tat, now), 'PX', math.ceil((tat - now) / 1000) + 1000)
 return { grant, math.max(0, math.ceil(tat + interval - tolerance - now)), math.max(0, free - grant), math.ceil(tat - now) }
 ";
 
@@ -88,43 +88,96 @@ pub struct Fleet {
     handle: Handle,
     lease: Script,
     count: Script,
-    /// This process's part of counts: what another process, or an earlier one, has counted is not touched.
-    name: String,
     start: Instant,
     /// Nanoseconds since `start` until which Redis is left alone; 0 while it answers.
     paused: AtomicU64,
     questions: tokio::sync::Semaphore,
     pub answers: AtomicU64,
     pub failures: AtomicU64,
-    leases: Table<Lease>,
+    leases: Table<Arc<Lease>>,
 }
 
 /// What a gateway may spend of one caller's rate.
 struct Lease {
     /// Left to spend; `RETIRED` if the cell is no longer used.
     left: AtomicI64,
-    /// Spent in advance, and not debited yet.
-    owed: AtomicU64,
-    /// Nanoseconds after which what is left is void: Redis may have granted it anew.
+    /// Spent in advance and not debited yet; below zero, debited and never spent.
+    owed: AtomicI64,
+    /// Nanoseconds after which what is left is given back.
     expires: AtomicU64,
+    /// Nanoseconds after which, as far as is known here, the caller owes nothing: a new cell says the same then.
+    whole: AtomicU64,
     /// Nanoseconds before which there is nothing to ask for.
     again: AtomicU64,
     asking: AtomicBool,
-    /// What Redis had left when it was last asked, and how far its TAT lay ahead, in nanoseconds.
+    /// What Redis had left when it was last asked.
     free: AtomicU64,
-    ahead: AtomicU64,
 }
 
 const RETIRED: i64 = i64::MIN;
 
-impl Cell for Lease {
+impl Cell for Arc<Lease> {
     fn retire(&self, now: u64) -> bool {
         let left = self.left.load(Ordering::Relaxed);
+        let over = |moment: &AtomicU64| moment.load(Ordering::Relaxed) < now;
         left == RETIRED
-            || (self.expires.load(Ordering::Relaxed) < now
-                && self.owed.load(Ordering::Relaxed) == 0
+            || (over(&self.expires)
+                && over(&self.whole)
                 && !self.asking.load(Ordering::Relaxed)
                 && self.left.compare_exchange(left, RETIRED, Ordering::Relaxed, Ordering::Relaxed).is_ok())
+    }
+}
+
+impl Lease {
+    /// A lease of a caller of whom nothing is known: spent in advance.
+    fn new(rate: &Rate, size: u64, now: u64) -> Lease {
+        Lease {
+            left: AtomicI64::new(size as i64),
+            owed: AtomicI64::new(size as i64),
+            expires: AtomicU64::new(now + LIFE),
+            whole: AtomicU64::new(now + rate.nanos(size)),
+            again: AtomicU64::new(0),
+            asking: AtomicBool::new(false),
+            free: AtomicU64::new(rate.burst.saturating_sub(size)),
+        }
+    }
+
+    /// Gives back what is left of a lease that is over, and takes another in advance, out of what is known to be free.
+    fn renew(&self, rate: &Rate, size: u64, now: u64) {
+        let expires = self.expires.load(Ordering::Relaxed);
+        let renewed = self.expires.compare_exchange(expires, now + LIFE, Ordering::Relaxed, Ordering::Relaxed);
+        if expires >= now || renewed.is_err() {
+            return;
+        }
+        let ahead = self.whole.load(Ordering::Relaxed).saturating_sub(now);
+        let advance = size.min(rate.free(ahead)) as i64;
+        let rest =
+            self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left != RETIRED).then_some(advance));
+        if let Ok(rest) = rest {
+            self.owed.fetch_add(advance - rest, Ordering::Relaxed);
+        }
+    }
+
+    fn standing(&self, rate: &Rate, now: u64) -> Standing {
+        Standing {
+            amount: rate.burst,
+            remaining: self.free.load(Ordering::Relaxed) + self.left.load(Ordering::Relaxed).max(0) as u64,
+            reset: Duration::from_nanos(self.whole.load(Ordering::Relaxed).saturating_sub(now)),
+            window: rate.window,
+        }
+    }
+}
+
+/// A question on its way. Whichever way it ends, the lease may be asked for again, and nothing that is owed is forgotten.
+struct Question {
+    lease: Arc<Lease>,
+    owed: i64,
+}
+
+impl Drop for Question {
+    fn drop(&mut self) {
+        self.lease.owed.fetch_add(self.owed, Ordering::Relaxed);
+        self.lease.asking.store(false, Ordering::Relaxed);
     }
 }
 
@@ -150,7 +203,6 @@ impl Fleet {
             handle: handle.clone(),
             lease: Script::new(LEASE),
             count: Script::new(COUNT),
-            name: format!("{:016x}", fastrand::u64(..)),
             start: Instant::now(),
             paused: AtomicU64::new(0),
             questions: tokio::sync::Semaphore::new(MOST_QUESTIONS),
@@ -178,8 +230,8 @@ impl Fleet {
                 && self.paused.compare_exchange(paused, next, Ordering::Relaxed, Ordering::Relaxed).is_ok())
     }
 
-    /// Admits a request out of a caller's lease, without waiting. `Unavailable` if Redis does not answer and there is no
-    /// lease to spend.
+    /// Admits a request out of a caller's lease, without waiting. `Unavailable` if Redis did not answer when it was last
+    /// asked.
     pub fn take(
         self: &Arc<Self>,
         rate: &Rate,
@@ -187,26 +239,19 @@ impl Fleet {
         caller: u64,
     ) -> Result<Result<Standing, Exceeded>, Unavailable> {
         let now = self.now();
-        let size = key.lease;
-        let make = || Lease {
-            left: AtomicI64::new(size as i64),
-            owed: AtomicU64::new(size),
-            expires: AtomicU64::new(now + LIFE),
-            again: AtomicU64::new(0),
-            asking: AtomicBool::new(false),
-            free: AtomicU64::new(rate.burst.saturating_sub(size)),
-            ahead: AtomicU64::new(0),
-        };
-        if !self.is_up() && !self.may_ask(now) {
+        // After a pause one request goes first, to see whether Redis answers again.
+        let probe = !self.is_up();
+        if probe && !self.may_ask(now) {
             return Err(Unavailable);
         }
-        let id = mix(rate.id, caller);
-        Ok(self.leases.with(id, make, |lease| {
+        let size = key.lease.clamp(1, rate.burst.max(1));
+        let make = || Arc::new(Lease::new(rate, size, now));
+        Ok(self.leases.with(mix(rate.id, caller), make, |lease| {
             if lease.expires.load(Ordering::Relaxed) < now {
-                // What was left is void; a new lease is spent in advance, once the old debt is known to Redis.
                 if lease.retire(now) {
                     return None;
                 }
+                lease.renew(rate, size, now);
             }
             let before =
                 lease.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left > 0).then(|| left - 1));
@@ -216,16 +261,11 @@ impl Fleet {
                 Err(_) => -1,
             };
             let again = lease.again.load(Ordering::Relaxed);
-            // In time, before the lease is used up.
-            if left <= size as i64 / 2 && now >= again {
-                self.ask(rate, key, id, lease);
+            let due = lease.owed.load(Ordering::Relaxed) != 0 || left <= size as i64 / 2;
+            if probe || (due && now >= again) {
+                self.ask(rate, key, size, lease);
             }
-            let standing = Standing {
-                amount: rate.burst,
-                remaining: lease.free.load(Ordering::Relaxed) + left.max(0) as u64,
-                reset: Duration::from_nanos(lease.ahead.load(Ordering::Relaxed)),
-                window: rate.window,
-            };
+            let standing = lease.standing(rate, now);
             Some(match left {
                 0.. => Ok(standing),
                 _ => {
@@ -247,43 +287,32 @@ impl Fleet {
 
     /// How a caller stands, as far as this gateway knows.
     pub fn standing(&self, rate: &Rate, caller: u64) -> Option<Standing> {
-        self.leases.peek(mix(rate.id, caller), |lease| Standing {
-            amount: rate.burst,
-            remaining: lease.free.load(Ordering::Relaxed) + lease.left.load(Ordering::Relaxed).max(0) as u64,
-            reset: Duration::from_nanos(lease.ahead.load(Ordering::Relaxed)),
-            window: rate.window,
-        })
+        self.leases.peek(mix(rate.id, caller), |lease| lease.standing(rate, self.now()))
     }
 
-    /// Asks for more in the background, unless a question is on its way.
-    fn ask(self: &Arc<Self>, rate: &Rate, key: &LeaseKey<'_>, id: u64, lease: &Lease) {
+    /// Settles what is owed and asks for more, in the background, unless a question is on its way.
+    fn ask(self: &Arc<Self>, rate: &Rate, key: &LeaseKey<'_>, size: u64, lease: &Arc<Lease>) {
         if lease.asking.swap(true, Ordering::Relaxed) {
             return;
         }
-        let owed = lease.owed.swap(0, Ordering::Relaxed);
-        let want = key.lease.saturating_sub(lease.left.load(Ordering::Relaxed).max(0) as u64);
+        let mut question = Question { lease: lease.clone(), owed: lease.owed.swap(0, Ordering::Relaxed) };
+        let want = size.saturating_sub(lease.left.load(Ordering::Relaxed).max(0) as u64);
         let (fleet, rate, name) = (self.clone(), *rate, self.key(key));
         self.handle.spawn(async move {
-            let answer = fleet.grant(&rate, &name, owed, want).await;
-            let now = fleet.now();
-            fleet.leases.peek(id, |lease| {
-                match answer {
-                    Ok(granted) => {
-                        lease.expires.store(now + LIFE, Ordering::Relaxed);
-                        lease.again.store(
-                            if granted.count < want { now + granted.wait.as_nanos() as u64 } else { 0 },
-                            Ordering::Relaxed,
-                        );
-                        lease.free.store(granted.free, Ordering::Relaxed);
-                        lease.ahead.store(granted.ahead.as_nanos() as u64, Ordering::Relaxed);
-                        let _ = lease.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-                            (left != RETIRED).then(|| left + granted.count as i64)
-                        });
-                    }
-                    Err(Unavailable) => _ = lease.owed.fetch_add(owed, Ordering::Relaxed),
-                }
-                lease.asking.store(false, Ordering::Relaxed);
-            });
+            let Ok(permit) = fleet.questions.try_acquire() else { return };
+            let Ok(granted) = fleet.grant(&rate, &name, question.owed, want).await else { return };
+            drop(permit);
+            question.owed = 0;
+            let (now, lease) = (fleet.now(), &question.lease);
+            let nanos = |time: Duration| time.as_nanos() as u64;
+            lease.expires.store(now + LIFE, Ordering::Relaxed);
+            lease.whole.store(now + nanos(granted.ahead), Ordering::Relaxed);
+            lease.again.store(if granted.count < want { now + nanos(granted.wait) } else { 0 }, Ordering::Relaxed);
+            lease.free.store(granted.free, Ordering::Relaxed);
+            let count = granted.count as i64;
+            let _ = lease
+                .left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left != RETIRED).then(|| left + count));
         });
     }
 
@@ -296,6 +325,9 @@ impl Fleet {
         if !self.is_up() && !self.may_ask(self.now()) {
             return Err(Unavailable);
         }
+        // A crowd is no failure of Redis: whoever cannot ask yet waits as long as an answer may take.
+        let permit = tokio::time::timeout(self.settings.timeout, self.questions.acquire()).await;
+        let Ok(Ok(_permit)) = permit else { return Err(Unavailable) };
         let granted = self.grant(rate, &self.key(key), 0, 1).await?;
         let standing =
             Standing { amount: rate.burst, remaining: granted.free, reset: granted.ahead, window: rate.window };
@@ -305,13 +337,18 @@ impl Fleet {
         })
     }
 
+    /// Takes back what [`Fleet::take_exactly`] has admitted, for a request that another rate refuses.
+    pub async fn give_back_exactly(&self, rate: &Rate, key: &LeaseKey<'_>) {
+        // If it fails, the caller has one less: never too many.
+        let _ = self.grant(rate, &self.key(key), -1, 0).await;
+    }
+
     fn key(&self, key: &LeaseKey<'_>) -> String {
         // The braces keep one caller's keys on one node of a Redis cluster.
         format!("{}:rate:{{{}}}:{}", self.settings.prefix, (key.caller)(), key.limit)
     }
 
-    async fn grant(&self, rate: &Rate, name: &str, owed: u64, want: u64) -> Result<Granted, Unavailable> {
-        let Ok(_question) = self.questions.try_acquire() else { return Err(Unavailable) };
+    async fn grant(&self, rate: &Rate, name: &str, owed: i64, want: u64) -> Result<Granted, Unavailable> {
         let (interval, tolerance) = rate.micros();
         let mut connection = self.connection.clone();
         let mut call = self.lease.key(name);
@@ -324,14 +361,20 @@ impl Fleet {
     /// Tells Redis what this gateway has used in all, and learns what all have. For each, the totals in the same order.
     pub async fn count(&self, used: &[Usage]) -> Result<Vec<u64>, Unavailable> {
         let mut totals = Vec::with_capacity(used.len());
-        for usage in used {
-            let mut connection = self.connection.clone();
-            let name = format!("{}:quota:{{{}}}:{}:{}", self.settings.prefix, usage.caller, usage.quota, usage.start);
-            let mut call = self.count.key(name);
-            // A day longer, for whoever looks back at a period that has just ended.
-            let call = call.arg(&self.name).arg(usage.used).arg(usage.end.saturating_add(86_400));
-            let asked = tokio::time::timeout(self.settings.timeout, call.invoke_async(&mut connection));
-            totals.push(self.heard(asked.await)?);
+        // Many at a time, on the one connection: an answer's way is long, and the work behind it short.
+        for chunk in used.chunks(500) {
+            let asked = chunk.iter().map(|usage| async {
+                let mut connection = self.connection.clone();
+                let name =
+                    format!("{}:quota:{{{}}}:{}:{}", self.settings.prefix, usage.caller, usage.quota, usage.start);
+                let mut call = self.count.key(name);
+                // A day longer, for whoever looks back at a period that has just ended.
+                let call = call.arg(process_name()).arg(usage.used).arg(usage.end.saturating_add(86_400));
+                tokio::time::timeout(self.settings.timeout, call.invoke_async(&mut connection)).await
+            });
+            for answer in futures_util::future::join_all(asked).await {
+                totals.push(self.heard(answer)?);
+            }
         }
         Ok(totals)
     }
@@ -362,15 +405,28 @@ impl Fleet {
         self.leases.sweep(self.now());
     }
 
+    /// Where Redis is, to be shown.
+    pub fn address(&self) -> String {
+        self.settings.url.clone()
+    }
+
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
+}
+
+/// This process's part of counts: what another process, or an earlier one, has counted is not touched. One for the whole
+/// process, since what it sends is what the process has counted in all.
+fn process_name() -> &'static str {
+    static NAME: OnceLock<String> = OnceLock::new();
+    NAME.get_or_init(|| format!("{:016x}", fastrand::u64(..)))
 }
 
 /// How long a lease is good for.
 const LIFE: u64 = 2_000_000_000;
 
 /// What a lease is for.
+#[derive(Clone, Copy)]
 pub struct LeaseKey<'a> {
     /// The limit's name, the same on every gateway.
     pub limit: &'a str,
@@ -395,8 +451,12 @@ pub fn check(settings: &Settings) -> Result<(), String> {
 }
 
 fn client(settings: &Settings) -> Result<Client, String> {
-    let wrong = |error: RedisError| format!("`{}` is not the URL of a Redis: {error}", settings.url);
+    // The URL is shown in logs, and may hold what must not be.
+    let wrong = |error: RedisError| format!("this is not the URL of a Redis: {}", error.category());
     let info: ConnectionInfo = settings.url.as_str().into_connection_info().map_err(wrong)?;
+    if info.redis_settings().password().is_some() {
+        return Err("a password does not belong into the URL; write where it is kept as `redis.password`".to_owned());
+    }
     let mut login = info.redis_settings().clone();
     if let Some(username) = &settings.username {
         login = login.set_username(username);

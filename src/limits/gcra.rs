@@ -51,6 +51,16 @@ impl Rate {
         (self.interval as f64 / 1e3, self.tolerance as f64 / 1e3)
     }
 
+    /// How long so many requests take at exactly this rate.
+    pub(super) fn nanos(&self, count: u64) -> u64 {
+        self.interval.saturating_mul(count).min(1 << 61)
+    }
+
+    /// How many may come at once while the TAT lies so far ahead.
+    pub(super) fn free(&self, ahead: u64) -> u64 {
+        self.tolerance.saturating_sub(ahead) / self.interval
+    }
+
     fn key(&self, caller: u64) -> u64 {
         mix(self.id, caller)
     }
@@ -59,7 +69,7 @@ impl Rate {
         let ahead = tat.saturating_sub(now);
         Standing {
             amount: self.burst,
-            remaining: self.tolerance.saturating_sub(ahead) / self.interval,
+            remaining: self.free(ahead),
             reset: Duration::from_nanos(ahead),
             window: self.window,
         }

@@ -92,8 +92,13 @@ impl Limiter {
             let key = LeaseKey { limit: &self.names[index], caller: caller.words, lease: 1 };
             match together.fleet.take_exactly(rate, &key).await {
                 Ok(Ok(standing)) => told(index, standing),
-                // What the rates before it have taken is spent: they are asked from the narrowest on by whoever minds.
-                Ok(Err(exceeded)) => return Err(Exceeded { index, ..exceeded }),
+                Ok(Err(exceeded)) => {
+                    for (rate, name) in self.rates[..index].iter().zip(&self.names) {
+                        let key = LeaseKey { limit: name, ..key };
+                        together.fleet.give_back_exactly(rate, &key).await;
+                    }
+                    return Err(Exceeded { index, ..exceeded });
+                }
                 Err(Unavailable) => return self.without_redis(together, shares, caller.key, told),
             }
         }

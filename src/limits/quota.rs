@@ -5,9 +5,9 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use jiff::tz::TimeZone;
@@ -78,8 +78,17 @@ struct Counted {
     own: AtomicU64,
     /// What the store held when it was last asked.
     stored: AtomicU64,
+    /// In a fleet, the most that the others are known to have counted.
+    others: AtomicU64,
     /// Of the warning of the soft limit, so that it comes once.
     warned: AtomicU64,
+}
+
+impl Counted {
+    fn new(quota: Arc<str>, caller: &str, window: Window) -> Counted {
+        let [used, pending, own, stored, others, warned] = std::array::from_fn(|_| AtomicU64::new(0));
+        Counted { quota, caller: caller.into(), window, used, pending, own, stored, others, warned }
+    }
 }
 
 type Cells = papaya::HashMap<u64, Arc<Counted>, AsIs>;
@@ -101,8 +110,8 @@ pub struct State {
     failure: RwLock<String>,
     pub failures: AtomicU64,
     pub writes: AtomicU64,
-    /// When it last took everything, in seconds since 1970.
-    written: AtomicI64,
+    /// Milliseconds between two writes.
+    interval: AtomicU64,
 }
 
 impl Default for Quotas {
@@ -141,22 +150,22 @@ impl Quotas {
         let mut names: HashMap<String, Arc<str>> = HashMap::new();
         for usage in found {
             let (quota, caller) = ids(&usage.quota, &usage.caller);
-            let name = names.entry(usage.quota).or_insert_with_key(|name| name.as_str().into()).clone();
+            let name = names.entry(usage.quota.clone()).or_insert_with_key(|name| name.as_str().into()).clone();
             let window = Window { start: usage.start, end: usage.end };
-            let counted = Counted {
-                quota: name,
-                caller: usage.caller.into(),
-                window,
-                used: usage.used.into(),
-                pending: 0.into(),
-                own: 0.into(),
-                stored: usage.used.into(),
-                warned: 0.into(),
-            };
-            cells.insert(mix(mix(quota, window.start as u64), caller), Arc::new(counted));
+            let key = mix(mix(quota, window.start as u64), caller);
+            let cell = cells.get_or_insert_with(key, || Arc::new(Counted::new(name.clone(), &usage.caller, window)));
+            // What was counted meanwhile, in a fleet, and the file does not know yet, has to come into it.
+            let known = cell.used.fetch_max(usage.used, Ordering::Relaxed);
+            cell.stored.store(usage.used, Ordering::Relaxed);
+            cell.pending.store(known.saturating_sub(usage.used), Ordering::Relaxed);
         }
         *store = Some((path.to_owned(), opened));
         Ok(())
+    }
+
+    /// How often what was used is written.
+    pub fn set_interval(&self, interval: Duration) {
+        self.state.interval.store(interval.as_millis() as u64, Ordering::Relaxed);
     }
 
     /// Counts together with a fleet from now on, or alone again.
@@ -172,18 +181,16 @@ impl Quotas {
         let cells = self.cells.pin();
         let cell = match cells.get(&key) {
             Some(cell) => cell,
-            None => cells.get_or_insert_with(key, || {
-                Arc::new(Counted {
-                    quota: quota.name.clone(),
-                    caller: name().into(),
-                    window,
-                    used: 0.into(),
-                    pending: 0.into(),
-                    own: 0.into(),
-                    stored: 0.into(),
-                    warned: 0.into(),
-                })
-            }),
+            None => {
+                let mut name = name();
+                let mut key = key;
+                // Whoever can make up callers must not fill memory and disk: those beyond the most share.
+                if cells.len() >= MOST_CALLERS && !name.starts_with("consumer:") {
+                    let part = caller % SHARED;
+                    (key, name) = (quota.key(part, window), format!("others:{part}"));
+                }
+                cells.get_or_insert_with(key, || Arc::new(Counted::new(quota.name.clone(), &name, window)))
+            }
         };
         let amount = quota.amount.amount;
         let taken =
@@ -235,48 +242,20 @@ impl Quotas {
     pub fn flush(&self) -> Result<(), StoreError> {
         // Held until the end: of two flushes at a time, nobody would know whose totals are newer.
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let fleet = self.fleet.load_full();
-        if store.is_none() && fleet.is_none() {
-            return Ok(());
-        }
         let now = unix_now();
-        let cells = self.cells.pin();
-        let (mut counted, mut usages) = (Vec::new(), Vec::new());
-        for (key, cell) in &cells {
-            let pending = cell.pending.swap(0, Ordering::Relaxed);
-            if pending == 0 && cell.window.end + AFTERWARDS < now {
-                cells.remove(key);
-                continue;
-            }
-            if pending > 0 {
-                usages.push(Usage {
-                    quota: cell.quota.to_string(),
-                    caller: cell.caller.to_string(),
-                    start: cell.window.start,
-                    end: cell.window.end,
-                    used: pending,
-                });
-                counted.push(cell.clone());
-            }
-        }
+        let (counted, usages) = self.take_pending(now);
         if usages.is_empty() {
             return Ok(());
         }
-        let totals = match (&fleet, &mut *store) {
+        let fleet = self.fleet.load_full();
+        let written = match (&fleet, &mut *store) {
             (Some(fleet), _) => together(fleet, &counted, &usages),
-            (None, Some((_, store))) => store.add(&usages),
-            (None, None) => return Ok(()),
+            (None, Some((_, store))) => store.add(&usages).map(|totals| learn(&counted, &usages, &totals)),
+            (None, None) => Err(StoreError::none()),
         };
-        match totals {
-            Ok(totals) => {
-                for ((cell, usage), total) in counted.iter().zip(&usages).zip(totals) {
-                    let before = cell.stored.swap(total, Ordering::Relaxed);
-                    // What is more than we have added is of others.
-                    let others = total.saturating_sub(before.saturating_add(usage.used));
-                    cell.used.fetch_add(others, Ordering::Relaxed);
-                }
+        match written {
+            Ok(()) => {
                 self.state.writes.fetch_add(1, Ordering::Relaxed);
-                self.state.written.store(now, Ordering::Relaxed);
                 self.state.recovered();
                 Ok(())
             }
@@ -290,20 +269,71 @@ impl Quotas {
         }
     }
 
+    /// What has to be written. Forgets periods that are over, and of which everything is written.
+    fn take_pending(&self, now: i64) -> (Vec<Arc<Counted>>, Vec<Usage>) {
+        let cells = self.cells.pin();
+        let (mut counted, mut usages) = (Vec::new(), Vec::new());
+        for (key, cell) in &cells {
+            let pending = cell.pending.swap(0, Ordering::Relaxed);
+            if pending > 0 {
+                usages.push(Usage {
+                    quota: cell.quota.to_string(),
+                    caller: cell.caller.to_string(),
+                    start: cell.window.start,
+                    end: cell.window.end,
+                    used: pending,
+                });
+                counted.push(cell.clone());
+            } else if cell.window.end.saturating_add(AFTERWARDS) < now {
+                cells.remove(key);
+            }
+        }
+        (counted, usages)
+    }
+
+    /// Removes from the store what nobody looks back at any more.
+    pub fn prune(&self) {
+        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, store)) = &mut *store
+            && let Err(error) = store.prune()
+        {
+            self.state.failed(&error);
+        }
+    }
+
     pub fn state(&self) -> &State {
         &self.state
     }
 }
 
-/// Tells Redis what this process has counted in all, and learns what all have.
-fn together(fleet: &Fleet, counted: &[Arc<Counted>], usages: &[Usage]) -> Result<Vec<u64>, StoreError> {
-    let own: Vec<Usage> = counted
-        .iter()
-        .zip(usages)
-        .map(|(cell, usage)| Usage { used: cell.own.load(Ordering::Relaxed), ..usage.clone() })
-        .collect();
-    fleet.handle().block_on(fleet.count(&own)).map_err(|_| StoreError::redis(&fleet.settings.url))
+/// Takes the totals of a store to which `usages` were added: what is more than we have added is of others.
+fn learn(counted: &[Arc<Counted>], usages: &[Usage], totals: &[u64]) {
+    for ((cell, usage), total) in counted.iter().zip(usages).zip(totals) {
+        let before = cell.stored.swap(*total, Ordering::Relaxed);
+        let others = total.saturating_sub(before.saturating_add(usage.used));
+        cell.used.fetch_add(others, Ordering::Relaxed);
+    }
 }
+
+/// Tells Redis what this process has counted in all, and learns what the others have.
+fn together(fleet: &Fleet, counted: &[Arc<Counted>], usages: &[Usage]) -> Result<(), StoreError> {
+    let own = |cell: &Arc<Counted>| cell.own.load(Ordering::Relaxed);
+    let all: Vec<Usage> =
+        counted.iter().zip(usages).map(|(cell, usage)| Usage { used: own(cell), ..usage.clone() }).collect();
+    let totals = fleet.handle().block_on(fleet.count(&all)).map_err(|_| StoreError::redis(fleet.address()))?;
+    for ((cell, own), total) in counted.iter().zip(&all).zip(totals) {
+        // The total falls when Redis is emptied; what the others have counted is not uncounted by that.
+        let others = total.saturating_sub(own.used);
+        let known = cell.others.fetch_max(others, Ordering::Relaxed);
+        cell.used.fetch_add(others.saturating_sub(known), Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+/// Callers that are told apart at one time, beside consumers, of whom there are as many as the configuration has.
+const MOST_CALLERS: usize = 500_000;
+/// How many counts stand in for all callers beyond the most.
+const SHARED: u64 = 1024;
 
 /// Seconds for which a period's counts are kept in memory when it is over: a request may still be on its way.
 const AFTERWARDS: i64 = 120;
@@ -337,18 +367,26 @@ impl State {
     }
 }
 
-/// Writes to the store every `interval`, for as long as the process lives.
-pub fn keep(quotas: Quotas, interval: Duration) {
+/// Writes to the store as often as [`Quotas::set_interval`] says, for as long as the process lives.
+pub fn keep(quotas: Quotas) {
     let thread = std::thread::Builder::new().name("usage".to_owned()).spawn(move || {
+        let mut pruned = Instant::now();
         loop {
-            std::thread::sleep(interval);
+            std::thread::sleep(Duration::from_millis(quotas.state.interval.load(Ordering::Relaxed).max(10)));
             let _ = quotas.flush();
+            if pruned.elapsed() > PRUNE {
+                quotas.prune();
+                pruned = Instant::now();
+            }
         }
     });
     if let Err(error) = thread {
         log::error!("cannot start the thread that keeps what was used: {error}");
     }
 }
+
+/// How often the store is rid of what is too old.
+const PRUNE: Duration = Duration::from_secs(3600);
 
 fn unix_now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)

@@ -16,6 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is over is kept for this long, for whoever looks back.
 const KEPT: i64 = 400 * 86_400;
+const PRUNE: &str = "DELETE FROM usage WHERE end < unixepoch() - ?1";
 
 /// One caller's use of one quota in one period.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,8 +43,13 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    pub(super) fn redis(url: &str) -> StoreError {
-        StoreError { path: format!("in Redis at {url}"), what: "cannot be reached".to_owned() }
+    pub(super) fn redis(address: String) -> StoreError {
+        StoreError { path: format!("in Redis at {address}"), what: "cannot be reached".to_owned() }
+    }
+
+    /// Neither a file nor a Redis is there to write to.
+    pub(super) fn none() -> StoreError {
+        StoreError { path: "(none)".to_owned(), what: "is not open".to_owned() }
     }
 }
 
@@ -103,9 +109,14 @@ impl Store {
             }
         }
         // Fails now, and not with the first count, if the file may not be written.
-        transaction.execute("DELETE FROM usage WHERE end < unixepoch() - ?1", [KEPT])?;
+        transaction.execute(PRUNE, [KEPT])?;
         transaction.commit()?;
         Ok(Ok(()))
+    }
+
+    /// Removes what nobody looks back at any more.
+    pub fn prune(&mut self) -> Result<(), StoreError> {
+        self.connection.execute(PRUNE, [KEPT]).map(drop).map_err(|error| self.error(&error))
     }
 
     /// What was used in periods that are not over at `now`.

@@ -74,7 +74,8 @@ impl<C: Cell> Table<C> {
 
     /// Looks at a cell without making one.
     pub fn peek<T>(&self, key: u64, look: impl FnOnce(&C) -> T) -> Option<T> {
-        self.cells.pin().get(&key).map(look)
+        let cells = self.cells.pin();
+        cells.get(&key).or_else(|| cells.get(&(key % SHARED))).map(look)
     }
 
     /// Removes every cell that says no more than a new one would.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderName;
 
@@ -44,6 +45,10 @@ pub fn compile(
     let origins = compile_origins(config, ground, previous, problems);
     let directory = Arc::new(Directory::compile(config, around.folder, around.environment, problems));
     let fleet = compile_fleet(config, around, lasting, problems);
+    let interval = config.usage.interval.get();
+    if !(Duration::from_millis(10)..=Duration::from_secs(3600)).contains(&interval) {
+        problems.add("usage.interval", "what was used is written every 10ms at the most, and every 1h at the least");
+    }
     let headers = identity_headers(config, problems);
     let mut limits: Vec<Arc<dyn Limit>> = Vec::new();
     let mut owned: Vec<HeaderName> = headers.iter().map(|(name, _)| name.clone()).collect();

@@ -39,6 +39,13 @@ pub struct Snapshot {
     pub fleet: Option<Arc<Fleet>>,
 }
 
+impl Snapshot {
+    /// Whether there is a quota, which has to be kept somewhere.
+    pub fn counts(&self) -> bool {
+        self.limits.iter().any(|limit| limit.counts())
+    }
+}
+
 /// Headers that only the gateway may set. What clients send under these names is dropped, whatever the route.
 #[derive(Default)]
 pub struct OwnedHeaders {

@@ -373,3 +373,47 @@ fn a_configuration_that_cannot_be_meant_is_refused() {
     let said = problems_of(&yaml("").replace("http://{{auth}}/verify", "{{auth}}/verify"));
     assert!(said.contains("ext_auth.url"), "{said}");
 }
+
+#[tokio::test]
+async fn an_authority_that_fails_open_stands_in_for_no_other_filter() {
+    let origin = Origin::named("a").await;
+    let down = ports::reserve();
+    let yaml = format!(
+        "
+upstreams: {{ origin: {{ targets: [{{ address: '{{{{origin}}}}' }}] }} }}
+consumers: {{ mobile: {{ credentials: [{{ api_key: {{ hash: '{}' }} }}] }} }}
+services:
+  s:
+    require: all
+    filters: [FILTERS]
+    routes: {{ all: {{ match: {{ path_prefix: / }}, backend: {{ upstream: origin }} }} }}
+",
+        gateway::key_hash("k-e-y")
+    );
+    let asks = format!("{{ ext_auth: {{ url: 'http://{}/', on_failure: allow }} }}", down.address);
+    for filters in [format!("{{ api_key: {{}} }}, {asks}"), format!("{asks}, {{ api_key: {{}} }}")] {
+        let gateway = Gateway::builder(&yaml.replace("FILTERS", &filters)).origin(&origin).start().await;
+        assert_eq!(gateway.get("/").await.status, 401, "{filters}");
+        assert_eq!(gateway.call(&Call::get("/").header("X-Api-Key", "guess")).await.status, 401, "{filters}");
+        assert_eq!(gateway.call(&Call::get("/").header("X-Api-Key", "k-e-y")).await.status, 200, "{filters}");
+        let received = origin.last().await;
+        assert_eq!(received.headers.get("x-consumer-username"), Some("mobile"), "{filters}");
+        assert_eq!(received.headers.get("x-anonymous-consumer"), None, "{filters}");
+    }
+}
+
+#[tokio::test]
+async fn whom_the_authority_denies_is_no_guest() {
+    let origin = Origin::named("a").await;
+    let auth = Origin::start(|_| Reply::with(403, &[], "no")).await;
+    let yaml = "
+upstreams: { origin: { targets: [{ address: '{{origin}}' }] } }
+services:
+  s:
+    filters: [{ ext_auth: { url: 'http://{{auth}}/' } }, { anonymous: {} }]
+    routes: { all: { match: { path_prefix: / }, backend: { upstream: origin } } }
+";
+    let gateway = Gateway::builder(yaml).with("auth", auth.address).origin(&origin).start().await;
+    assert_eq!(gateway.get("/").await.status, 403);
+    assert_eq!(origin.count(), 0);
+}

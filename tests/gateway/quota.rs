@@ -55,6 +55,16 @@ async fn the_example_counts_each_consumer_warns_and_then_refuses() {
 }
 
 #[tokio::test]
+async fn what_another_limit_refuses_has_used_up_nothing() {
+    // Written before the rate, and run after it.
+    let gateway =
+        Gateway::start(&yaml("{ amount: 10/year, by: gateway } }, { rate_limit: { rate: 3/h, by: route }")).await;
+    assert_eq!(statuses(&gateway, 8).await.iter().filter(|status| **status == 200).count(), 3);
+    let written = || async { sql(&gateway, "SELECT sum(used) FROM usage") == "3" };
+    assert!(eventually(PATIENCE, written).await, "{}", sql(&gateway, "SELECT * FROM usage"));
+}
+
+#[tokio::test]
 async fn what_was_used_survives_a_stop_and_a_reload() {
     let mut gateway = Gateway::start(&yaml("{ amount: 5/year, by: gateway }")).await;
     assert_eq!(statuses(&gateway, 3).await, [200, 200, 200]);
@@ -183,5 +193,16 @@ fn a_quota_that_means_nothing_is_refused() {
         let output = gateway::headgate(&["check", "-c", file.to_str().unwrap()]);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && said.contains(words), "{quota}: {said}");
+    }
+}
+
+#[test]
+fn an_interval_that_never_or_always_writes_is_refused() {
+    for interval in ["0s", "2d"] {
+        let scratch = scratch::Scratch::new();
+        let yaml = format!("usage: {{ interval: {interval} }}\nlisteners: {{ http: {{ address: '127.0.0.1:1' }} }}\n");
+        let file = scratch.write("headgate.yaml", yaml);
+        let output = gateway::headgate(&["check", "-c", file.to_str().unwrap()]);
+        assert!(!output.status.success() && String::from_utf8_lossy(&output.stderr).contains("usage.interval"));
     }
 }

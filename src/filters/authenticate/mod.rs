@@ -182,6 +182,8 @@ enum Outcome {
 struct Tally {
     require: Require,
     found: Option<Identity>,
+    /// It was found by a filter that only steps in for the others.
+    by_fallback: bool,
     missing: bool,
     invalid: Option<(&'static str, Option<usize>)>,
     forbidden: Option<Error>,
@@ -196,6 +198,7 @@ impl Tally {
         Tally {
             require,
             found: None,
+            by_fallback: false,
             missing: false,
             invalid: None,
             forbidden: None,
@@ -209,14 +212,16 @@ impl Tally {
     /// Whether the authenticator has anything to say, after what was found so far.
     fn wants(&self, authenticator: &dyn Authenticator) -> bool {
         // Whoever presents bad credentials is not anonymous: the caller would not learn that they are bad.
-        let presented = self.found.is_some() || self.invalid.is_some() || self.forbidden.is_some();
+        let refused = self.invalid.is_some() || self.forbidden.is_some() || self.deny.is_some();
+        let presented = self.found.is_some() || refused;
         !authenticator.is_fallback() || !(presented || self.unavailable.is_some())
     }
 
     /// Takes the verdict of the authenticator with this number; true once nothing can change the outcome any more.
-    fn add(&mut self, whose: usize, verdict: Verdict) -> bool {
+    fn add(&mut self, whose: usize, authenticator: &dyn Authenticator, verdict: Verdict) -> bool {
         match verdict {
             Verdict::Identified(identity) => {
+                self.by_fallback |= authenticator.is_fallback();
                 match &mut self.found {
                     None => self.found = Some(identity),
                     Some(found) => {
@@ -251,10 +256,9 @@ impl Tally {
             return Outcome::Answer(answer);
         }
         // A fallback was only asked because nothing at all was presented: nothing of it can be incomplete.
-        let anonymous = self.found.as_ref().is_some_and(|identity| identity.anonymous);
         let denied = self.forbidden.is_some() || self.deny.is_some();
         let refused = self.invalid.is_some() || denied || self.unavailable.is_some();
-        let complete = self.require == Require::Any || anonymous || !(self.missing || refused);
+        let complete = self.require == Require::Any || self.by_fallback || !(self.missing || refused);
         let answered = self.deny.map(Outcome::Deny).or(self.invite.map(Outcome::Invite));
         match (self.found, self.unavailable, self.invalid, self.forbidden, answered) {
             (Some(identity), ..) if complete => Outcome::Identified(identity),
@@ -276,6 +280,10 @@ fn merge(found: &mut Identity, other: Identity) -> bool {
     {
         return false;
     }
+    if found.anonymous {
+        // Somebody was only let in, and now is known.
+        (found.anonymous, found.credential) = (other.anonymous, other.credential);
+    }
     found.consumer = found.consumer.take().or(other.consumer);
     found.claims = found.claims.take().or(other.claims);
     true
@@ -293,7 +301,7 @@ impl OnRequestPerhaps for Gate {
             if matches!(verdict, Verdict::Wait) {
                 return None;
             }
-            if tally.add(i, verdict) {
+            if tally.add(i, &**authenticator, verdict) {
                 break;
             }
         }
@@ -310,7 +318,7 @@ impl OnRequestPerhaps for Gate {
                 Verdict::Wait => authenticator.authenticate_later(request).await,
                 verdict => verdict,
             };
-            if tally.add(i, verdict) {
+            if tally.add(i, &**authenticator, verdict) {
                 break;
             }
         }

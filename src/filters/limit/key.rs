@@ -84,6 +84,11 @@ impl Network {
         }
     }
 
+    /// How many bits of an address count.
+    fn bits(self, address: IpAddr) -> u8 {
+        if address.to_canonical().is_ipv4() { self.v4 } else { self.v6 }
+    }
+
     fn write(self, address: IpAddr, out: &mut String) {
         let network = self.of(address);
         write_address(network, out);
@@ -165,12 +170,14 @@ impl Key {
                 }
                 self.hash("credential", (credential.kind, credential.id))
             }
-            Compiled::Network(network) => self.hash("address", network.of(exchange.client)),
+            Compiled::Network(network) => {
+                self.hash("address", (network.bits(exchange.client), network.of(exchange.client)))
+            }
             Compiled::Route => self.hash("route", exchange.names()),
             Compiled::Service => self.hash("service", exchange.names().0),
             Compiled::Gateway => self.hash("gateway", ()),
-            Compiled::Header(name) => self.hash("header", header(request, name)?),
-            Compiled::Claim(path) => self.hash("claim", claim(request, path)?),
+            Compiled::Header(name) => self.hash("header", (name.as_str(), header(request, name)?)),
+            Compiled::Claim(path) => self.hash("claim", (path, claim(request, path)?)),
             Compiled::Cel(expression) => self.hash("cel", expression.evaluate_text(&scope(request))?),
         })
     }
@@ -191,7 +198,10 @@ impl Key {
 
     /// The key of a request, by its client's address if it has no other.
     pub fn of_or_address(&self, request: &Request<'_>) -> u64 {
-        self.of(request).unwrap_or_else(|| self.hash("address", Network::default().of(request.exchange.client)))
+        self.of(request).unwrap_or_else(|| {
+            let (network, client) = (Network::default(), request.exchange.client);
+            self.hash("address", (network.bits(client), network.of(client)))
+        })
     }
 
     /// The key in words, the same on every gateway: `consumer:mobile`, `address:2001:db8::/64`. Secrets and long values

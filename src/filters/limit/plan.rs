@@ -91,6 +91,7 @@ impl Limit for Plans {
     }
 }
 
+/// The rates of plans.
 impl OnRequest for Plans {
     fn on_request(&self, request: &mut Request<'_>) -> Flow {
         let Some(consumer) = request.exchange.consumer().cloned() else { return Flow::Continue };
@@ -101,13 +102,21 @@ impl OnRequest for Plans {
             let caller = Caller { key: consumer.key, words: &words };
             let taken = limiter.take(&caller, &mut |index, standing| telling.add(index, &standing));
             // Plans never wait for Redis.
-            let flow = conclude(taken.unwrap_or(Ok(())), report, telling, request);
-            if !matches!(flow, Flow::Continue) {
-                return flow;
-            }
+            return conclude(taken.unwrap_or(Ok(())), report, telling, request);
         }
-        match &allowance.quota {
-            Some(meter) => meter.take(consumer.key, words, request),
+        Flow::Continue
+    }
+}
+
+/// The quotas of plans, as a step of their own: the last of the limits, so that a request which another one refuses has
+/// used up nothing.
+pub struct PlanQuotas(pub Arc<Plans>);
+
+impl OnRequest for PlanQuotas {
+    fn on_request(&self, request: &mut Request<'_>) -> Flow {
+        let Some(consumer) = request.exchange.consumer().cloned() else { return Flow::Continue };
+        match self.0.allowance(&consumer).and_then(|allowance| allowance.quota.as_ref()) {
+            Some(meter) => meter.take(consumer.key, || format!("consumer:{}", consumer.name()), request),
             None => Flow::Continue,
         }
     }

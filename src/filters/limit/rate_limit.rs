@@ -32,7 +32,7 @@ pub struct Config {
     /// Requests in a time: `100/s`, `5000/min`, `10/30s`, or a list of them.
     pub rate: units::Rates,
     /// How many may come at once. Default: the whole amount of the rate. Only with a single rate.
-    #[schemars(range(min = 1))]
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub burst: Option<u64>,
     /// What requests count together.
     #[serde(default)]
@@ -94,7 +94,7 @@ impl FilterKind for RateLimit {
         let labels: Vec<_> = if written.len() == 1 { vec![name.clone()] } else { labels.collect() };
         let rates: Rates = written
             .iter()
-            .map(|rate| gcra::Rate::new(limit_key(&format!("{name} {rate} {:?}", config.burst)), *rate, config.burst))
+            .map(|rate| gcra::Rate::new(limit_key(&identity(&name, rate, config.burst)), *rate, config.burst))
             .collect();
         let policies = labels.iter().zip(&rates).map(|(label, rate)| (label.as_str(), rate.amount, rate.window));
         let report = Report::new(policies, config.headers, &at.lasting.counters);
@@ -109,9 +109,18 @@ impl FilterKind for RateLimit {
             exact: config.exact,
             on_failure,
         });
-        let names = labels.into_iter().map(String::into_boxed_str).collect();
+        // In Redis too, another rate counts anew: gateways of one fleet may have different configurations for a while.
+        let names = written.iter().map(|rate| identity(&name, rate, config.burst).into()).collect();
         let limiter = Limiter::new(rates, names, at.lasting.rates.clone(), together);
         Some(Compiled::limit_perhaps(RateLimit { limiter, key, report }))
+    }
+}
+
+/// What a rate counts under: another rate, burst or name counts anew.
+fn identity(name: &str, rate: &units::Rate, burst: Option<u64>) -> String {
+    match burst {
+        Some(burst) => format!("{name} {rate} burst {burst}"),
+        None => format!("{name} {rate}"),
     }
 }
 
