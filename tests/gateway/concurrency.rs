@@ -108,6 +108,7 @@ async fn a_request_is_counted_out_whichever_way_it_ends() {
         // It leaves before the answer has begun.
         let mut client = gateway.connect().await;
         client.send("POST /slow HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhal").await.unwrap();
+        assert!(gateway.metric_becomes("headgate_requests_in_flight", &[], |count| count == 1.0).await);
         drop(client);
         assert!(is_free(&gateway).await, "after the client left midway in its request");
         // The origin breaks off.
