@@ -11,7 +11,7 @@ use pingora::connectors::http::Connector;
 use prometheus::Registry;
 use serde_json::json;
 
-use super::{inspect, low_priority};
+use super::{inspect, low_priority, memory};
 use crate::config::watch::Watch;
 use crate::config::{Config, Loaded, Problems};
 use crate::control::admin::Views;
@@ -127,7 +127,12 @@ impl Gateway {
 
     /// Loads the configuration again and puts it into service, all of it or nothing; returns its revision.
     pub fn reload(&self) -> Result<u64, Problems> {
-        let outcome = low_priority::run(|| self.load_next()).and_then(|generation| self.put_into_service(generation));
+        let outcome = low_priority::run(|| {
+            let next = self.load_next();
+            memory::give_back();
+            next
+        })
+        .and_then(|generation| self.put_into_service(generation));
         match &outcome {
             Ok(_) => self.telemetry.metrics().reload_succeeded(),
             Err(_) => self.telemetry.metrics().reload_failed(),
@@ -361,7 +366,11 @@ async fn drop_when_unused(snapshot: Arc<Snapshot>) {
     while Arc::strong_count(&snapshot) > 1 {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    let _ = tokio::task::spawn_blocking(move || drop(snapshot)).await;
+    let _ = tokio::task::spawn_blocking(move || {
+        drop(snapshot);
+        memory::give_back();
+    })
+    .await;
 }
 
 /// Opens the store that a configuration with quotas needs, if everything else in it is right.

@@ -4,6 +4,7 @@ mod gateway;
 mod inspect;
 pub mod keys;
 mod low_priority;
+mod memory;
 mod run;
 mod shutdown;
 mod systemd;

@@ -43,6 +43,7 @@ pub fn run(path: &Path, upgrade: bool) -> Result<(), String> {
     let files = super::inspect::referenced_files(&loaded);
     // What is compiled needs what was written no more, which may be many times as large.
     loaded.forget_resources();
+    super::memory::give_back();
     let config = &loaded.config;
     let meeting = Meeting::prepare(config)?;
     match upgrade {
