@@ -377,7 +377,7 @@ async fn drop_when_unused(snapshot: Arc<Snapshot>) {
 fn open_usage(snapshot: Option<&Snapshot>, loaded: &Loaded<Config>, lasting: &Lasting, problems: &mut Problems) {
     let Some(snapshot) = snapshot.filter(|snapshot| snapshot.counts() && problems.is_empty()) else { return };
     if snapshot.fleet.is_none()
-        && let Err(message) = lasting.open_usage(&loaded.folder.join(&loaded.config.usage.file))
+        && let Err(message) = lasting.open_usage(&loaded.config.usage.file(&loaded.folder))
     {
         problems.add("usage.file", message);
     }

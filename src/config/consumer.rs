@@ -1,7 +1,7 @@
 //! Who calls: consumers with their credentials and subscriptions, plans, and how an identity is told to origins.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -176,15 +176,28 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Usage {
-    /// A SQLite database, made if there is none. Default: `usage.db` beside the configuration.
-    pub file: PathBuf,
+    /// A SQLite database, made if there is none. Default: `usage.db` in `$STATE_DIRECTORY`, which systemd sets, else beside
+    /// the configuration.
+    pub file: Option<PathBuf>,
     /// How often what was used is written: the most that a crash can lose.
     pub interval: Duration,
 }
 
 impl Default for Usage {
     fn default() -> Self {
-        Usage { file: "usage.db".into(), interval: Duration::from_secs(1) }
+        Usage { file: None, interval: Duration::from_secs(1) }
+    }
+}
+
+impl Usage {
+    /// The file, for a configuration that lies in `folder`.
+    pub fn file(&self, folder: &Path) -> PathBuf {
+        let state = std::env::var_os("STATE_DIRECTORY").filter(|state| !state.is_empty());
+        match (&self.file, state) {
+            (Some(file), _) => folder.join(file),
+            (None, Some(state)) => Path::new(&state).join("usage.db"),
+            (None, None) => folder.join("usage.db"),
+        }
     }
 }
 
