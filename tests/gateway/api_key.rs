@@ -1,5 +1,7 @@
 //! Keys: who has one comes in, as the consumer it belongs to, and nobody else does.
 
+use std::time::Instant;
+
 use crate::support::gateway::{headgate, key_hash};
 use crate::support::*;
 
@@ -311,4 +313,31 @@ fn refused(yaml: &str) -> String {
     let output = headgate(&["check", "-c", file.to_str().unwrap()]);
     assert!(!output.status.success(), "accepted:\n{yaml}");
     String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+#[tokio::test]
+async fn the_time_of_a_refusal_tells_unknown_from_expired_keys_to_nobody() {
+    let consumers = format!(
+        "{{ old: {{ credentials: [{{ api_key: {{ hash: '{}', expires: 2020-01-01 }} }}] }} }}",
+        key_hash("an old key that is over"),
+    );
+    let origin = Origin::named("a").await;
+    let gateway = gateway("{ api_key: {} }", &consumers, &origin).await;
+    let mut client = gateway.connect().await;
+    let mut times = [Vec::new(), Vec::new()];
+    for _ in 0..1500 {
+        // In turn, so that a busy moment of the machine meets both.
+        for (key, times) in ["an old key that is over", "an old key that is not!"].iter().zip(&mut times) {
+            let call = Call::get("/").header("X-Api-Key", key);
+            let sent = Instant::now();
+            assert_eq!(client.call(&call).await.unwrap().status, 401);
+            times.push(sent.elapsed().as_secs_f64());
+        }
+    }
+    let [expired, unknown] = times.map(|mut times| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    });
+    let ratio = unknown / expired;
+    assert!((0.8..1.25).contains(&ratio), "expired {expired}, unknown {unknown}");
 }

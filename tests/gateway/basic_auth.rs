@@ -153,7 +153,7 @@ async fn an_unknown_user_takes_as_long_as_a_wrong_password() {
     let hundredth = |ratio: f64| (ratio * 100.0) as u64;
     let ratio = hundredth(unknown.as_secs_f64() / known.as_secs_f64());
     // Coarse: other tests run beside this one. Without the decoy the ratio is below a tenth.
-    assert!((30..330).contains(&ratio), "known {known:?}, unknown {unknown:?}");
+    assert!((20..500).contains(&ratio), "known {known:?}, unknown {unknown:?}");
     // The same wrong password again is known to be wrong, for a user who exists as for one who does not.
     let started = Instant::now();
     for user in ["mo", "nobody"] {
