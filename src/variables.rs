@@ -567,14 +567,18 @@ fn write_header(headers: &HeaderMap, name: &HeaderName, sink: &mut impl Sink) {
     }
 }
 
+/// The cookies of a request: names and values, over all its `Cookie` lines.
+pub(crate) fn cookies(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let lines = headers.get_all(header::COOKIE).iter().map(|line| line.as_bytes());
+    lines.flat_map(|line| line.split(|byte| *byte == b';')).filter_map(|pair| {
+        let pair = pair.trim_ascii();
+        let at = memchr::memchr(b'=', pair)?;
+        Some((&pair[..at], &pair[at + 1..]))
+    })
+}
+
 fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
-    headers.get_all(header::COOKIE).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b';')).find_map(
-        |pair| {
-            let pair = pair.trim_ascii();
-            let at = memchr::memchr(b'=', pair)?;
-            (&pair[..at] == name.as_bytes()).then(|| &pair[at + 1..])
-        },
-    )
+    cookies(headers).find(|(known, _)| *known == name.as_bytes()).map(|(_, value)| value)
 }
 
 #[cfg(test)]

@@ -405,11 +405,6 @@ impl Fleet {
         self.leases.sweep(self.now());
     }
 
-    /// Where Redis is, to be shown.
-    pub fn address(&self) -> String {
-        self.settings.url.clone()
-    }
-
     pub fn handle(&self) -> &Handle {
         &self.handle
     }

@@ -54,10 +54,6 @@ impl Limiter {
         Limiter { rates, names, local, together }
     }
 
-    pub fn rates(&self) -> &[Rate] {
-        &self.rates
-    }
-
     /// Admits a request under all rates, or under none of them; `None` if only [`Limiter::wait`] can tell.
     pub fn take(&self, caller: &Caller<'_>, told: &mut impl FnMut(usize, Standing)) -> Option<Outcome> {
         let Some((together, shares)) = &self.together else {

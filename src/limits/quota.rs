@@ -213,20 +213,6 @@ impl Quotas {
         }
     }
 
-    /// Gives back what [`Quotas::take`] took, for a request that another limit refuses.
-    pub fn give_back(&self, quota: &Quota, caller: u64) {
-        let key = quota.key(caller, quota.window(unix_now()));
-        if let Some(cell) = self.cells.pin().get(&key) {
-            // Only what is not in the store yet can be taken back: there, amounts are added and never removed.
-            let taken =
-                cell.pending.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |pending| pending.checked_sub(1));
-            if taken.is_ok() {
-                cell.used.fetch_sub(1, Ordering::Relaxed);
-                cell.own.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-    }
-
     /// How much a caller has used in the present period, and how it stands.
     pub fn standing(&self, quota: &Quota, caller: u64) -> (u64, Standing) {
         let now = unix_now();
@@ -320,7 +306,7 @@ fn together(fleet: &Fleet, counted: &[Arc<Counted>], usages: &[Usage]) -> Result
     let own = |cell: &Arc<Counted>| cell.own.load(Ordering::Relaxed);
     let all: Vec<Usage> =
         counted.iter().zip(usages).map(|(cell, usage)| Usage { used: own(cell), ..usage.clone() }).collect();
-    let totals = fleet.handle().block_on(fleet.count(&all)).map_err(|_| StoreError::redis(fleet.address()))?;
+    let totals = fleet.handle().block_on(fleet.count(&all)).map_err(|_| StoreError::redis(&fleet.settings.url))?;
     for ((cell, own), total) in counted.iter().zip(&all).zip(totals) {
         // The total falls when Redis is emptied; what the others have counted is not uncounted by that.
         let others = total.saturating_sub(own.used);

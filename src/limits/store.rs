@@ -43,7 +43,7 @@ pub struct StoreError {
 }
 
 impl StoreError {
-    pub(super) fn redis(address: String) -> StoreError {
+    pub(super) fn redis(address: &str) -> StoreError {
         StoreError { path: format!("in Redis at {address}"), what: "cannot be reached".to_owned() }
     }
 

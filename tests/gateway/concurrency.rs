@@ -83,8 +83,9 @@ async fn one_more_than_the_limit_is_refused_and_told_why() {
     let refused = client.get("/").await.unwrap();
     assert_eq!((refused.status, refused.problem().as_deref()), (429, Some("concurrency_exceeded")));
     assert_eq!(refused.header("retry-after"), Some("1"));
-    let limit = serde_json::json!({ "filter": "services.s.filters[0].concurrency", "in_flight": 2 });
-    assert_eq!(refused.json()["limit"], limit);
+    let document = refused.json();
+    assert_eq!((&document["limit"], &document["in_flight"]), (&"s/concurrency".into(), &2.into()), "{document}");
+    assert_eq!(gateway.metric("headgate_limit_refusals_total", &[("limit", "s/concurrency")]).await, 1.0);
     assert!(refused.keeps_alive());
     assert_eq!(slow.origin.count(), 2, "the origin was not asked");
     slow.finish();
@@ -92,7 +93,9 @@ async fn one_more_than_the_limit_is_refused_and_told_why() {
     assert!(eventually(PATIENCE, || async { gateway.get("/").await.status == 200 }).await);
     let logged = || async {
         let log = gateway.access_log(1).await;
-        log.iter().any(|line| line["status"] == 429 && line["reason"] == "concurrency_exceeded")
+        log.iter().any(|line| {
+            line["status"] == 429 && line["reason"] == "concurrency_exceeded" && line["limit"] == "s/concurrency"
+        })
     };
     assert!(eventually(PATIENCE, logged).await);
 }

@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use crate::config::Problems;
 use crate::telemetry::redact::parameters;
+use crate::variables::cookies;
 
 /// One place in a request where a key or a token may stand.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -119,9 +120,9 @@ pub fn presented<'h>(head: &'h RequestHeader, places: &[Place]) -> Presented<'h>
                 let values = parameters(query).filter(|(known, _)| *decoded(known) == *name.as_bytes());
                 values.map(|(_, value)| value.unwrap_or_default()).all(|value| take(decoded(value)))
             }
-            Place::Cookie(name) => {
-                cookies(head).filter(|(known, _)| *known == name.as_bytes()).all(|(_, value)| take(value.into()))
-            }
+            Place::Cookie(name) => cookies(&head.headers)
+                .filter(|(known, _)| *known == name.as_bytes())
+                .all(|(_, value)| take(value.into())),
         };
         if !agrees {
             return Presented::Ambiguous;
@@ -152,16 +153,6 @@ pub(crate) fn decoded(part: &[u8]) -> Cow<'_, [u8]> {
     out.into()
 }
 
-/// The cookies of a request, by name.
-pub fn cookies(head: &RequestHeader) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let lines = head.headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes);
-    lines.flat_map(|line| line.split(|byte| *byte == b';')).filter_map(|pair| {
-        let pair = pair.trim_ascii();
-        let at = memchr::memchr(b'=', pair)?;
-        Some((&pair[..at], &pair[at + 1..]))
-    })
-}
-
 fn strip_query(head: &mut RequestHeader, name: &str) {
     let Some(query) = head.uri.query() else { return };
     let is_other = |pair: &&str| {
@@ -186,11 +177,13 @@ fn strip_query(head: &mut RequestHeader, name: &str) {
 
 /// Removes the cookies whose names are meant.
 pub fn strip_cookies(head: &mut RequestHeader, meant: impl Fn(&[u8]) -> bool) {
-    if cookies(head).all(|(known, _)| !meant(known)) {
+    if cookies(&head.headers).all(|(known, _)| !meant(known)) {
         return;
     }
-    let left: Vec<Vec<u8>> =
-        cookies(head).filter(|(known, _)| !meant(known)).map(|(known, value)| [known, b"=", value].concat()).collect();
+    let left: Vec<Vec<u8>> = cookies(&head.headers)
+        .filter(|(known, _)| !meant(known))
+        .map(|(known, value)| [known, b"=", value].concat())
+        .collect();
     head.remove_header(&COOKIE);
     if let (false, Ok(line)) = (left.is_empty(), HeaderValue::from_bytes(&left.join(&b"; "[..]))) {
         let _ = head.insert_header(COOKIE, line);

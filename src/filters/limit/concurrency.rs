@@ -5,18 +5,18 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::HeaderValue;
-use http::header::RETRY_AFTER;
 use schemars::JsonSchema;
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use super::key::{By, Key};
+use super::report::{Report, Told, place};
 use crate::config::units;
-use crate::error::{Error, Reason};
+use crate::error::Reason;
 use crate::filters::filter::{Compiled, Flow, OnRequestPerhaps, Request};
 use crate::filters::registry::{FilterKind, Site};
 use crate::filters::stage::Stage;
+use crate::limits::{Exceeded, Standing};
 
 /// Lets at most `limit` requests of a key be in flight at a time, from here to the last byte of the answer; a WebSocket
 /// to its end. One more waits in the `queue`, if there is one, and is answered 429 if it finds no place there or waits
@@ -56,7 +56,7 @@ pub struct Concurrency {
     key: Key,
     queue: Option<(usize, Duration)>,
     /// Where the filter stands in the configuration: its counters are found again there after a reload.
-    place: Box<str>,
+    report: Report,
     counters: Arc<Counters>,
 }
 
@@ -73,13 +73,10 @@ impl FilterKind for Concurrency {
             return None;
         }
         let counters = at.lasting.kept(at.path, Counters::default);
-        Some(Compiled::on_request_perhaps(Concurrency {
-            limit: config.limit,
-            key,
-            queue,
-            place: at.path.into(),
-            counters,
-        }))
+        let name = place(at.path, Self::NAME);
+        let policy = [(name.as_str(), u64::from(config.limit), SOON)];
+        let report = Report::new(policy.into_iter(), Told::Nothing, &at.lasting.counters);
+        Some(Compiled::on_request_perhaps(Concurrency { limit: config.limit, key, queue, report, counters }))
     }
 }
 
@@ -115,11 +112,10 @@ fn enter(place: Place, request: &mut Request<'_>) -> Flow {
 impl Concurrency {
     fn refuse(&self, request: &mut Request<'_>) -> Flow {
         request.exchange.cause = Some("too many requests of its key are in flight");
-        // When a place will be free nobody knows; a second is soon enough.
-        let error = Error::new(Reason::ConcurrencyExceeded)
-            .header(RETRY_AFTER, HeaderValue::from_static("1"))
-            .member("limit", serde_json::json!({ "filter": &*self.place, "in_flight": self.limit }));
-        Flow::Refuse(error)
+        let standing = Standing { amount: self.limit.into(), remaining: 0, reset: SOON, window: SOON };
+        let exceeded = Exceeded { index: 0, standing, retry_after: SOON };
+        let error = self.report.refuse(Reason::ConcurrencyExceeded, &exceeded, request);
+        Flow::Refuse(error.member("in_flight", self.limit))
     }
 }
 
@@ -131,6 +127,9 @@ pub struct Counters {
 }
 
 const SHARDS: usize = 16;
+
+/// When a place will be free nobody knows; that is soon enough to try again.
+const SOON: Duration = Duration::from_secs(1);
 
 type Counts = HashMap<u64, Count, foldhash::fast::RandomState>;
 

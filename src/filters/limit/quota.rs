@@ -9,8 +9,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::key::{By, Key};
-use super::rate_limit::place;
-use super::report::{Report, Told};
+use super::report::{Report, Told, place};
 use super::usage::{Limit, Shown};
 use crate::config::units::{QuotaAmount, Share};
 use crate::error::Reason;

@@ -5,7 +5,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::key::{By, Key};
-use super::report::{Report, Telling, Told};
+use super::report::{Report, Telling, Told, place};
 use super::usage::{Limit, Shown};
 use crate::config::units::{self, Share};
 use crate::error::Reason;
@@ -163,17 +163,6 @@ pub fn conclude(taken: Result<(), Exceeded>, report: &Report, telling: Telling<'
     }
 }
 
-/// A place in the document as the name of a limit: `services.orders.filters[0].rate_limit` is `orders/rate_limit`.
-pub fn place(path: &str, filter: &str) -> String {
-    let outer = path.split("filters[").next().unwrap_or_default();
-    let words = outer.split('.').filter(|word| !word.is_empty());
-    let names: Vec<_> = words.filter(|word| !matches!(*word, "services" | "routes")).collect();
-    match names.is_empty() {
-        true => filter.to_owned(),
-        false => format!("{}/{filter}", names.join("/")),
-    }
-}
-
 impl Limit for RateLimit {
     fn shown(&self, consumer: &Consumer) -> Vec<Shown> {
         let Some(caller) = self.key.of_consumer(consumer) else { return Vec::new() };
@@ -185,20 +174,4 @@ impl Limit for RateLimit {
 pub fn shown(limiter: &Limiter, report: &Report, caller: u64) -> Vec<Shown> {
     let shown = |(index, standing)| Shown::rate(report.label(index), standing);
     limiter.standings(caller).enumerate().map(shown).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_limit_is_called_by_its_place() {
-        for (path, name) in [
-            ("filters[0].rate_limit", "rate_limit"),
-            ("services.orders.filters[2].rate_limit", "orders/rate_limit"),
-            ("services.orders.routes.list.filters[0].rate_limit", "orders/list/rate_limit"),
-        ] {
-            assert_eq!(place(path, "rate_limit"), name);
-        }
-    }
 }

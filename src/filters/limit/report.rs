@@ -134,3 +134,30 @@ impl Telling<'_> {
         headers
     }
 }
+
+/// A place in the document as the name of a limit: `services.orders.filters[0].rate_limit` is `orders/rate_limit`.
+pub fn place(path: &str, filter: &str) -> String {
+    let outer = path.split("filters[").next().unwrap_or_default();
+    let words = outer.split('.').filter(|word| !word.is_empty());
+    let names: Vec<_> = words.filter(|word| !matches!(*word, "services" | "routes")).collect();
+    match names.is_empty() {
+        true => filter.to_owned(),
+        false => format!("{}/{filter}", names.join("/")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_called_by_its_place() {
+        for (path, name) in [
+            ("filters[0].rate_limit", "rate_limit"),
+            ("services.orders.filters[2].rate_limit", "orders/rate_limit"),
+            ("services.orders.routes.list.filters[0].rate_limit", "orders/list/rate_limit"),
+        ] {
+            assert_eq!(place(path, "rate_limit"), name);
+        }
+    }
+}

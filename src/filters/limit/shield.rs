@@ -7,8 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::key::{By, Key};
-use super::rate_limit::place;
-use super::report::{Report, Told};
+use super::report::{Report, Told, place};
 use crate::config::units::{self, Size};
 use crate::error::Reason;
 use crate::filters::filter::{Compiled, Flow, OnRequest, Request};

@@ -21,7 +21,7 @@ use url::form_urlencoded;
 
 use self::provider::{Client, Failed, Granted, discover};
 use self::session::{Cookies, Login, Session, random};
-use super::credentials::{Place, Presented, cookies, presented, strip_cookies};
+use super::credentials::{Place, Presented, presented, strip_cookies};
 use super::flights::Flights;
 use super::grants::{ConsumerRule, Grants, WrittenConsumer, WrittenRoles};
 use super::jwt::{WrittenAlgorithm, unix_now};
@@ -35,6 +35,7 @@ use crate::filters::filter::{Answer, Compiled, OnResponse, Request, Response};
 use crate::filters::registry::{FilterKind, Site};
 use crate::filters::stage::Stage;
 use crate::identity::{Claims, Credential, Identity};
+use crate::variables::cookies;
 
 /// The kind of [`Credential`] that sessions are.
 const KIND: &str = "oidc";
@@ -401,7 +402,7 @@ impl Oidc {
 
     /// Deletes the cookies of logins, where there are so many that nobody can be at all of them.
     fn forgotten_logins(&self, head: &RequestHeader) -> Vec<HeaderValue> {
-        let ours = cookies(head).map(|(name, _)| name).filter(|name| self.desk.cookies.is_login_name(name));
+        let ours = cookies(&head.headers).map(|(name, _)| name).filter(|name| self.desk.cookies.is_login_name(name));
         let names: Vec<_> = ours.filter_map(|name| std::str::from_utf8(name).ok()).collect();
         match names.len() > MOST_LOGINS {
             true => names.iter().filter_map(|name| self.desk.cookies.delete(name)).collect(),
