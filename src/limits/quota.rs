@@ -5,17 +5,18 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use crossbeam_queue::SegQueue;
 use jiff::tz::TimeZone;
 
 use super::calendar::{self, Window};
 use super::fleet::Fleet;
 use super::gcra::mix;
-use super::store::{Store, StoreError, Usage};
+use super::store::{Row, Store, StoreError, Usage};
 use super::table::AsIs;
 use super::{Exceeded, Standing};
 use crate::config::units::QuotaAmount;
@@ -80,23 +81,39 @@ struct Counted {
     stored: AtomicU64,
     /// In a fleet, the most that the others are known to have counted.
     others: AtomicU64,
+    /// Its place in the store; 0 until it is known.
+    row: AtomicI64,
     /// Of the warning of the soft limit, so that it comes once.
-    warned: AtomicU64,
+    warned: AtomicBool,
 }
 
 impl Counted {
     fn new(quota: Arc<str>, caller: &str, window: Window) -> Counted {
-        let [used, pending, own, stored, others, warned] = std::array::from_fn(|_| AtomicU64::new(0));
-        Counted { quota, caller: caller.into(), window, used, pending, own, stored, others, warned }
+        let [used, pending, own, stored, others] = std::array::from_fn(|_| AtomicU64::new(0));
+        let (row, warned) = Default::default();
+        Counted { quota, caller: caller.into(), window, used, pending, own, stored, others, row, warned }
+    }
+
+    fn usage(&self, used: u64) -> Usage {
+        let (quota, caller) = (self.quota.to_string(), self.caller.to_string());
+        Usage { quota, caller, start: self.window.start, end: self.window.end, used }
+    }
+
+    /// Learns what the store holds of it: what is more than this process has added is of others.
+    fn learn(&self, total: u64) {
+        let before = self.stored.swap(total, Ordering::Relaxed);
+        self.used.fetch_add(total.saturating_sub(before), Ordering::Relaxed);
     }
 }
 
-type Cells = papaya::HashMap<u64, Arc<Counted>, AsIs>;
+type Cells = papaya::HashMap<u64, Counted, AsIs>;
 
 /// All quotas of this process.
 #[derive(Clone)]
 pub struct Quotas {
     cells: Arc<Cells>,
+    /// The keys of cells with something pending, so that writing does not look at all the others.
+    dirty: Arc<SegQueue<u64>>,
     store: Arc<Mutex<Option<(PathBuf, Store)>>>,
     /// Takes the place of the store in a fleet.
     fleet: Arc<ArcSwapOption<Fleet>>,
@@ -118,6 +135,7 @@ impl Default for Quotas {
     fn default() -> Self {
         Quotas {
             cells: Arc::new(papaya::HashMap::with_hasher(AsIs)),
+            dirty: Arc::default(),
             store: Arc::default(),
             fleet: Arc::default(),
             state: Arc::default(),
@@ -148,16 +166,18 @@ impl Quotas {
         let found = opened.current(unix_now()).map_err(|error| error.to_string())?;
         let cells = self.cells.pin();
         let mut names: HashMap<String, Arc<str>> = HashMap::new();
-        for usage in found {
+        for (row, usage) in found {
             let (quota, caller) = ids(&usage.quota, &usage.caller);
             let name = names.entry(usage.quota.clone()).or_insert_with_key(|name| name.as_str().into()).clone();
             let window = Window { start: usage.start, end: usage.end };
             let key = mix(mix(quota, window.start as u64), caller);
-            let cell = cells.get_or_insert_with(key, || Arc::new(Counted::new(name.clone(), &usage.caller, window)));
+            let cell = cells.get_or_insert_with(key, || Counted::new(name.clone(), &usage.caller, window));
             // What was counted meanwhile, in a fleet, and the file does not know yet, has to come into it.
             let known = cell.used.fetch_max(usage.used, Ordering::Relaxed);
             cell.stored.store(usage.used, Ordering::Relaxed);
-            cell.pending.store(known.saturating_sub(usage.used), Ordering::Relaxed);
+            cell.row.store(row.0, Ordering::Relaxed);
+            cell.pending.store(0, Ordering::Relaxed);
+            self.add_pending(key, cell, known.saturating_sub(usage.used));
         }
         *store = Some((path.to_owned(), opened));
         Ok(())
@@ -179,17 +199,16 @@ impl Quotas {
         let window = quota.window(now);
         let key = quota.key(caller, window);
         let cells = self.cells.pin();
-        let cell = match cells.get(&key) {
-            Some(cell) => cell,
+        let (key, cell) = match cells.get(&key) {
+            Some(cell) => (key, cell),
             None => {
-                let mut name = name();
-                let mut key = key;
+                let (mut key, mut name) = (key, name());
                 // Whoever can make up callers must not fill memory and disk: those beyond the most share.
                 if cells.len() >= MOST_CALLERS && !name.starts_with("consumer:") {
                     let part = caller % SHARED;
                     (key, name) = (quota.key(part, window), format!("others:{part}"));
                 }
-                cells.get_or_insert_with(key, || Arc::new(Counted::new(quota.name.clone(), &name, window)))
+                (key, cells.get_or_insert_with(key, || Counted::new(quota.name.clone(), &name, window)))
             }
         };
         let amount = quota.amount.amount;
@@ -203,10 +222,10 @@ impl Quotas {
         };
         match taken {
             Ok(before) => {
-                cell.pending.fetch_add(1, Ordering::Relaxed);
+                self.add_pending(key, cell, 1);
                 cell.own.fetch_add(1, Ordering::Relaxed);
                 let passed = quota.soft.is_some_and(|soft| before + 1 >= soft);
-                let warn = passed && cell.warned.swap(1, Ordering::Relaxed) == 0;
+                let warn = passed && !cell.warned.swap(true, Ordering::Relaxed);
                 Ok(Taken { standing: standing(before + 1), warn })
             }
             Err(used) => Err(Exceeded { index: 0, standing: standing(used), retry_after: window.left(now) }),
@@ -223,20 +242,32 @@ impl Quotas {
         (used, Standing { amount, remaining, reset: window.left(now), window: window.length() })
     }
 
+    fn add_pending(&self, key: u64, cell: &Counted, amount: u64) {
+        if amount > 0 && cell.pending.fetch_add(amount, Ordering::Relaxed) == 0 {
+            self.dirty.push(key);
+        }
+    }
+
     /// Adds to the store what was used since the last time, and learns what others have added. Blocks: call it from a
     /// thread that may.
     pub fn flush(&self) -> Result<(), StoreError> {
         // Held until the end: of two flushes at a time, nobody would know whose totals are newer.
         let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = unix_now();
-        let (counted, usages) = self.take_pending(now);
-        if usages.is_empty() {
+        let cells = self.cells.pin();
+        // Not more than there are now: what comes in meanwhile is for the next time.
+        let keys = (0..self.dirty.len()).map_while(|_| self.dirty.pop());
+        let pending = keys.filter_map(|key| {
+            let cell = cells.get(&key)?;
+            Some(Pending { key, cell, used: cell.pending.swap(0, Ordering::Relaxed) })
+        });
+        let pending: Vec<Pending<'_>> = pending.collect();
+        if pending.is_empty() {
             return Ok(());
         }
         let fleet = self.fleet.load_full();
         let written = match (&fleet, &mut *store) {
-            (Some(fleet), _) => together(fleet, &counted, &usages),
-            (None, Some((_, store))) => store.add(&usages).map(|totals| learn(&counted, &usages, &totals)),
+            (Some(fleet), _) => together(fleet, &pending),
+            (None, Some((_, store))) => write(store, &pending, &self.cells),
             (None, None) => Err(StoreError::none()),
         };
         match written {
@@ -246,35 +277,20 @@ impl Quotas {
                 Ok(())
             }
             Err(error) => {
-                for (cell, usage) in counted.iter().zip(&usages) {
-                    cell.pending.fetch_add(usage.used, Ordering::Relaxed);
-                }
+                pending.iter().for_each(|one| self.add_pending(one.key, one.cell, one.used));
                 self.state.failed(&error);
                 Err(error)
             }
         }
     }
 
-    /// What has to be written. Forgets periods that are over, and of which everything is written.
-    fn take_pending(&self, now: i64) -> (Vec<Arc<Counted>>, Vec<Usage>) {
-        let cells = self.cells.pin();
-        let (mut counted, mut usages) = (Vec::new(), Vec::new());
-        for (key, cell) in &cells {
-            let pending = cell.pending.swap(0, Ordering::Relaxed);
-            if pending > 0 {
-                usages.push(Usage {
-                    quota: cell.quota.to_string(),
-                    caller: cell.caller.to_string(),
-                    start: cell.window.start,
-                    end: cell.window.end,
-                    used: pending,
-                });
-                counted.push(cell.clone());
-            } else if cell.window.end.saturating_add(AFTERWARDS) < now {
-                cells.remove(key);
-            }
-        }
-        (counted, usages)
+    /// Forgets periods that are over, and of which everything is written.
+    fn forget(&self) {
+        let now = unix_now();
+        let over = |cell: &Counted| {
+            cell.window.end.saturating_add(AFTERWARDS) < now && cell.pending.load(Ordering::Relaxed) == 0
+        };
+        self.cells.pin().retain(|_, cell| !over(cell));
     }
 
     /// Removes from the store what nobody looks back at any more.
@@ -292,26 +308,49 @@ impl Quotas {
     }
 }
 
-/// Takes the totals of a store to which `usages` were added: what is more than we have added is of others.
-fn learn(counted: &[Arc<Counted>], usages: &[Usage], totals: &[u64]) {
-    for ((cell, usage), total) in counted.iter().zip(usages).zip(totals) {
-        let before = cell.stored.swap(*total, Ordering::Relaxed);
-        let others = total.saturating_sub(before.saturating_add(usage.used));
-        cell.used.fetch_add(others, Ordering::Relaxed);
+/// What is to be written of one cell.
+struct Pending<'c> {
+    key: u64,
+    cell: &'c Counted,
+    used: u64,
+}
+
+/// Adds to the store, and learns what other processes have added if there were any.
+fn write(store: &mut Store, pending: &[Pending<'_>], cells: &Cells) -> Result<(), StoreError> {
+    let cells = cells.pin();
+    let row = |cell: &Counted| Row(cell.row.load(Ordering::Relaxed));
+    let mut adding = store.begin()?;
+    let (mut inserted, mut totals) = (Vec::new(), Vec::new());
+    for Pending { cell, used, .. } in pending {
+        if !adding.add(row(cell), *used)? {
+            let (row, total) = adding.insert(&cell.usage(*used))?;
+            inserted.push((*cell, row));
+            totals.push((*cell, total));
+        }
     }
+    if adding.others_have_written()? {
+        for cell in cells.values().filter(|cell| row(cell) != Row::UNKNOWN) {
+            totals.push((cell, adding.total(row(cell))?));
+        }
+    }
+    adding.commit()?;
+    inserted.into_iter().for_each(|(cell, row)| cell.row.store(row.0, Ordering::Relaxed));
+    for one in pending {
+        one.cell.stored.fetch_add(one.used, Ordering::Relaxed);
+    }
+    totals.into_iter().for_each(|(cell, total)| cell.learn(total));
+    Ok(())
 }
 
 /// Tells Redis what this process has counted in all, and learns what the others have.
-fn together(fleet: &Fleet, counted: &[Arc<Counted>], usages: &[Usage]) -> Result<(), StoreError> {
-    let own = |cell: &Arc<Counted>| cell.own.load(Ordering::Relaxed);
-    let all: Vec<Usage> =
-        counted.iter().zip(usages).map(|(cell, usage)| Usage { used: own(cell), ..usage.clone() }).collect();
+fn together(fleet: &Fleet, pending: &[Pending<'_>]) -> Result<(), StoreError> {
+    let all: Vec<Usage> = pending.iter().map(|one| one.cell.usage(one.cell.own.load(Ordering::Relaxed))).collect();
     let totals = fleet.handle().block_on(fleet.count(&all)).map_err(|_| StoreError::redis(&fleet.settings.url))?;
-    for ((cell, own), total) in counted.iter().zip(&all).zip(totals) {
+    for ((one, own), total) in pending.iter().zip(&all).zip(totals) {
         // The total falls when Redis is emptied; what the others have counted is not uncounted by that.
         let others = total.saturating_sub(own.used);
-        let known = cell.others.fetch_max(others, Ordering::Relaxed);
-        cell.used.fetch_add(others.saturating_sub(known), Ordering::Relaxed);
+        let known = one.cell.others.fetch_max(others, Ordering::Relaxed);
+        one.cell.used.fetch_add(others.saturating_sub(known), Ordering::Relaxed);
     }
     Ok(())
 }
@@ -356,10 +395,14 @@ impl State {
 /// Writes to the store as often as [`Quotas::set_interval`] says, for as long as the process lives.
 pub fn keep(quotas: Quotas) {
     let thread = std::thread::Builder::new().name("usage".to_owned()).spawn(move || {
-        let mut pruned = Instant::now();
+        let (mut forgot, mut pruned) = (Instant::now(), Instant::now());
         loop {
             std::thread::sleep(Duration::from_millis(quotas.state.interval.load(Ordering::Relaxed).max(10)));
             let _ = quotas.flush();
+            if forgot.elapsed() > FORGET {
+                quotas.forget();
+                forgot = Instant::now();
+            }
             if pruned.elapsed() > PRUNE {
                 quotas.prune();
                 pruned = Instant::now();
@@ -370,6 +413,9 @@ pub fn keep(quotas: Quotas) {
         log::error!("cannot start the thread that keeps what was used: {error}");
     }
 }
+
+/// How often memory is rid of periods that are over.
+const FORGET: Duration = Duration::from_secs(60);
 
 /// How often the store is rid of what is too old.
 const PRUNE: Duration = Duration::from_secs(3600);

@@ -6,17 +6,37 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, OpenFlags, OptionalExtension, Transaction, TransactionBehavior, params};
 
 /// Changes with the layout of the file. A newer one is refused: what is in it would be misread.
-const SCHEMA: i64 = 1;
+const SCHEMA: i64 = 2;
+
+/// Who uses what, and apart from it the amounts, which change every second: a hundred thousand of them take 300 pages instead
+/// of 1,500, and adding to one 1.3 us instead of 8. Ids are never given twice, since processes remember them.
+const LAYOUT: &str = "
+    CREATE TABLE counter (
+        id INTEGER PRIMARY KEY AUTOINCREMENT, quota TEXT NOT NULL, caller TEXT NOT NULL,
+        start INTEGER NOT NULL, end INTEGER NOT NULL, UNIQUE (quota, caller, start)
+    ) STRICT;
+    CREATE INDEX counter_end ON counter (end);
+    CREATE TABLE amount (id INTEGER PRIMARY KEY, used INTEGER NOT NULL) STRICT;
+    CREATE VIEW usage AS SELECT quota, caller, start, end, used FROM counter JOIN amount USING (id);";
+
+/// The first layout had all in one table.
+const FROM_1: &str = "
+    INSERT INTO counter (quota, caller, start, end) SELECT quota, caller, start, end FROM usage_1;
+    INSERT INTO amount SELECT id, used FROM counter JOIN usage_1 USING (quota, caller, start);
+    DROP TABLE usage_1;";
 
 /// How long another process may hold the file. During an upgrade two write to it in turn.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What is over is kept for this long, for whoever looks back.
 const KEPT: i64 = 400 * 86_400;
-const PRUNE: &str = "DELETE FROM usage WHERE end < unixepoch() - ?1";
+const PRUNE: [&str; 2] = [
+    "DELETE FROM amount WHERE id IN (SELECT id FROM counter WHERE end < unixepoch() - ?1)",
+    "DELETE FROM counter WHERE end < unixepoch() - ?1",
+];
 
 /// One caller's use of one quota in one period.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,10 +48,28 @@ pub struct Usage {
     pub used: u64,
 }
 
+/// Where an amount stands in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row(pub i64);
+
+impl Row {
+    /// SQLite counts from 1.
+    pub const UNKNOWN: Row = Row(0);
+}
+
 /// The file, opened.
 pub struct Store {
     connection: Connection,
     path: PathBuf,
+    /// Changes when another process has written.
+    version: i64,
+}
+
+/// Amounts that are being added, all or none of them.
+pub struct Adding<'s> {
+    transaction: Transaction<'s>,
+    path: &'s Path,
+    version: &'s mut i64,
 }
 
 /// Why the file is of no use, as a sentence for whoever operates the gateway.
@@ -79,7 +117,7 @@ impl Store {
         // WAL: readers such as backups do not wait; FULL: what is committed survives a loss of power.
         connection.pragma_update(None, "journal_mode", "WAL").map_err(explain)?;
         connection.pragma_update(None, "synchronous", "FULL").map_err(explain)?;
-        let mut store = Store { connection, path: path.to_owned() };
+        let mut store = Store { connection, path: path.to_owned(), version: 0 };
         store.prepare(existed).map_err(explain)?.map_err(fail)?;
         if !existed {
             log::info!("made the usage store {}", path.display());
@@ -93,81 +131,138 @@ impl Store {
         let tables: i64 = transaction.query_row("SELECT count(*) FROM sqlite_master", [], |row| row.get(0))?;
         match version {
             SCHEMA => {}
-            0 if !existed || tables == 0 => {
-                transaction.execute_batch(
-                    "CREATE TABLE usage (
-                        quota TEXT NOT NULL, caller TEXT NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL,
-                        used INTEGER NOT NULL, PRIMARY KEY (quota, caller, start)
-                    ) WITHOUT ROWID, STRICT;
-                    CREATE INDEX usage_end ON usage (end);",
-                )?;
-                transaction.pragma_update(None, "user_version", SCHEMA)?;
+            0 if !existed || tables == 0 => transaction.execute_batch(LAYOUT)?,
+            1 => {
+                transaction.execute_batch("ALTER TABLE usage RENAME TO usage_1; DROP INDEX usage_end;")?;
+                transaction.execute_batch(LAYOUT)?;
+                transaction.execute_batch(FROM_1)?;
             }
             0 => return Ok(Err("is a database of something else; name another file".to_owned())),
             other => {
                 return Ok(Err(format!("was written by a newer headgate (layout {other}, this one knows {SCHEMA})")));
             }
         }
+        if version != SCHEMA {
+            transaction.pragma_update(None, "user_version", SCHEMA)?;
+        }
         // Fails now, and not with the first count, if the file may not be written.
-        transaction.execute(PRUNE, [KEPT])?;
+        prune(&transaction)?;
         transaction.commit()?;
         Ok(Ok(()))
     }
 
     /// Removes what nobody looks back at any more.
     pub fn prune(&mut self) -> Result<(), StoreError> {
-        self.connection.execute(PRUNE, [KEPT]).map(drop).map_err(|error| self.error(&error))
+        let mut prune = || {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            prune(&transaction)?;
+            transaction.commit()
+        };
+        prune().map_err(|error| error_of(&self.path, &error))
     }
 
     /// What was used in periods that are not over at `now`.
-    pub fn current(&self, now: i64) -> Result<Vec<Usage>, StoreError> {
+    pub fn current(&self, now: i64) -> Result<Vec<(Row, Usage)>, StoreError> {
         let read = || {
-            let mut statement =
-                self.connection.prepare("SELECT quota, caller, start, end, used FROM usage WHERE end > ?1")?;
+            let mut statement = self.connection.prepare(
+                "SELECT quota, caller, start, end, used, id FROM counter JOIN amount USING (id) WHERE end > ?1",
+            )?;
             let rows = statement.query_map([now], |row| {
-                let used: i64 = row.get(4)?;
-                let used = used.max(0) as u64;
-                Ok(Usage { quota: row.get(0)?, caller: row.get(1)?, start: row.get(2)?, end: row.get(3)?, used })
+                let used = positive(row.get(4)?);
+                let (quota, caller) = (row.get(0)?, row.get(1)?);
+                Ok((Row(row.get(5)?), Usage { quota, caller, start: row.get(2)?, end: row.get(3)?, used }))
             })?;
             rows.collect::<rusqlite::Result<Vec<_>>>()
         };
-        read().map_err(|error| self.error(&error))
+        read().map_err(|error| error_of(&self.path, &error))
     }
 
-    /// Adds what was used, all or nothing, and returns the totals in the same order.
-    pub fn add(&mut self, used: &[Usage]) -> Result<Vec<u64>, StoreError> {
-        let mut write = || {
-            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let mut totals = Vec::with_capacity(used.len());
-            {
-                let mut add = transaction.prepare_cached(
-                    "INSERT INTO usage (quota, caller, start, end, used) VALUES (?1, ?2, ?3, ?4, ?5)
-                     ON CONFLICT DO UPDATE SET used = min(used + excluded.used, 9223372036854775807) RETURNING used",
-                )?;
-                let mut look = transaction
-                    .prepare_cached("SELECT used FROM usage WHERE quota = ?1 AND caller = ?2 AND start = ?3")?;
-                for row in used {
-                    let total: Option<i64> = match row.used {
-                        0 => look.query_row(params![row.quota, row.caller, row.start], |row| row.get(0)).optional()?,
-                        some => {
-                            let some = i64::try_from(some).unwrap_or(i64::MAX);
-                            Some(add.query_row(params![row.quota, row.caller, row.start, row.end, some], |row| {
-                                row.get(0)
-                            })?)
-                        }
-                    };
-                    totals.push(total.unwrap_or(0).max(0) as u64);
-                }
-            }
-            transaction.commit()?;
-            Ok(totals)
+    /// Begins to add. What is added is in the file once it is committed.
+    pub fn begin(&mut self) -> Result<Adding<'_>, StoreError> {
+        let Store { connection, path, version } = self;
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate);
+        let transaction = transaction.map_err(|error| error_of(path, &error))?;
+        Ok(Adding { transaction, path, version })
+    }
+}
+
+impl Adding<'_> {
+    /// Adds to an amount; false if it is not in the file.
+    pub fn add(&self, row: Row, used: u64) -> Result<bool, StoreError> {
+        let update = || {
+            let mut update = self
+                .transaction
+                .prepare_cached("UPDATE amount SET used = min(used + ?2, 9223372036854775807) WHERE id = ?1")?;
+            update.execute(params![row.0, stored(used)])
         };
-        write().map_err(|error: rusqlite::Error| self.error(&error))
+        Ok(row != Row::UNKNOWN && self.explain(update())? > 0)
     }
 
-    fn error(&self, error: &rusqlite::Error) -> StoreError {
-        StoreError { path: self.path.display().to_string(), what: sentence(error) }
+    /// Adds to the amount of whoever it is of, which may be new; says where it stands, and the total.
+    pub fn insert(&self, usage: &Usage) -> Result<(Row, u64), StoreError> {
+        let insert = || {
+            let Usage { quota, caller, start, end, used } = usage;
+            let mut find = self
+                .transaction
+                .prepare_cached("SELECT id FROM counter WHERE quota = ?1 AND caller = ?2 AND start = ?3")?;
+            let found: Option<i64> = find.query_row(params![quota, caller, start], |row| row.get(0)).optional()?;
+            let id = match found {
+                Some(id) => id,
+                None => {
+                    let mut insert = self
+                        .transaction
+                        .prepare_cached("INSERT INTO counter (quota, caller, start, end) VALUES (?1, ?2, ?3, ?4)")?;
+                    insert.insert(params![quota, caller, start, end])?
+                }
+            };
+            let mut add = self.transaction.prepare_cached(
+                "INSERT INTO amount (id, used) VALUES (?1, ?2)
+                 ON CONFLICT DO UPDATE SET used = min(used + excluded.used, 9223372036854775807) RETURNING used",
+            )?;
+            Ok((Row(id), add.query_row(params![id, stored(*used)], |row| Ok(positive(row.get(0)?)))?))
+        };
+        self.explain(insert())
     }
+
+    /// Whether another process has written since this was last asked.
+    pub fn others_have_written(&mut self) -> Result<bool, StoreError> {
+        let version = self.explain(self.transaction.pragma_query_value(None, "data_version", |row| row.get(0)))?;
+        Ok(std::mem::replace(self.version, version) != version)
+    }
+
+    pub fn total(&self, row: Row) -> Result<u64, StoreError> {
+        let select = || {
+            let mut select = self.transaction.prepare_cached("SELECT used FROM amount WHERE id = ?1")?;
+            select.query_row([row.0], |row| row.get(0)).optional()
+        };
+        Ok(self.explain(select())?.map_or(0, positive))
+    }
+
+    pub fn commit(self) -> Result<(), StoreError> {
+        let path = self.path;
+        self.transaction.commit().map_err(|error| error_of(path, &error))
+    }
+
+    fn explain<T>(&self, result: rusqlite::Result<T>) -> Result<T, StoreError> {
+        result.map_err(|error| error_of(self.path, &error))
+    }
+}
+
+fn prune(connection: &Connection) -> rusqlite::Result<()> {
+    PRUNE.iter().try_for_each(|statement| connection.execute(statement, [KEPT]).map(drop))
+}
+
+/// SQLite's numbers have a sign.
+fn stored(used: u64) -> i64 {
+    i64::try_from(used).unwrap_or(i64::MAX)
+}
+
+fn positive(used: i64) -> u64 {
+    used.max(0) as u64
+}
+
+fn error_of(path: &Path, error: &rusqlite::Error) -> StoreError {
+    StoreError { path: path.display().to_string(), what: sentence(error) }
 }
 
 fn sentence(error: &rusqlite::Error) -> String {
@@ -196,6 +291,13 @@ mod tests {
         Usage { quota: "q".into(), caller: caller.into(), start, end: i64::MAX, used }
     }
 
+    fn add(store: &mut Store, usages: &[Usage]) -> Result<Vec<u64>, StoreError> {
+        let adding = store.begin()?;
+        let totals = usages.iter().map(|usage| Ok(adding.insert(usage)?.1)).collect::<Result<_, _>>()?;
+        adding.commit()?;
+        Ok(totals)
+    }
+
     struct Folder(PathBuf);
 
     impl Folder {
@@ -219,13 +321,56 @@ mod tests {
         let file = folder.0.join("usage.db");
         let mut one = Store::open(&file).unwrap();
         let mut two = Store::open(&file).unwrap();
-        assert_eq!(one.add(&[usage("a", 1, 5), usage("b", 1, 1)]).unwrap(), [5, 1]);
-        assert_eq!(two.add(&[usage("a", 1, 2), usage("a", 2, 1), usage("c", 1, 0)]).unwrap(), [7, 1, 0]);
-        assert_eq!(one.add(&[usage("a", 1, 0)]).unwrap(), [7]);
+        assert_eq!(add(&mut one, &[usage("a", 1, 5), usage("b", 1, 1)]).unwrap(), [5, 1]);
+        assert_eq!(add(&mut two, &[usage("a", 1, 2), usage("a", 2, 1), usage("c", 1, 0)]).unwrap(), [7, 1, 0]);
+        assert_eq!(add(&mut one, &[usage("a", 1, 0)]).unwrap(), [7]);
         drop((one, two));
-        let mut found = Store::open(&file).unwrap().current(0).unwrap();
+        let found = Store::open(&file).unwrap().current(0).unwrap();
+        let mut found: Vec<_> = found.into_iter().map(|(_, usage)| usage).collect();
         found.sort_by_key(|usage| (usage.caller.clone(), usage.start));
-        assert_eq!(found, [usage("a", 1, 7), usage("a", 2, 1), usage("b", 1, 1)]);
+        assert_eq!(found, [usage("a", 1, 7), usage("a", 2, 1), usage("b", 1, 1), usage("c", 1, 0)]);
+    }
+
+    #[test]
+    fn a_known_row_is_added_to_and_whoever_shares_the_file_is_told() {
+        let folder = Folder::new();
+        let file = folder.0.join("usage.db");
+        let (mut one, mut two) = (Store::open(&file).unwrap(), Store::open(&file).unwrap());
+        let mut adding = one.begin().unwrap();
+        adding.others_have_written().unwrap();
+        let (row, _) = adding.insert(&usage("a", 1, 5)).unwrap();
+        adding.commit().unwrap();
+        let mut adding = one.begin().unwrap();
+        assert!(adding.add(row, 2).unwrap());
+        assert!(!adding.add(Row(row.0 + 1), 2).unwrap(), "there is none");
+        assert!(!adding.others_have_written().unwrap(), "these are our own");
+        adding.commit().unwrap();
+        let adding = two.begin().unwrap();
+        assert_eq!(adding.insert(&usage("a", 1, 1)).unwrap(), (row, 8));
+        adding.commit().unwrap();
+        let mut adding = one.begin().unwrap();
+        assert!(adding.others_have_written().unwrap());
+        assert!(!adding.others_have_written().unwrap(), "once");
+        assert_eq!(adding.total(row).unwrap(), 8);
+    }
+
+    #[test]
+    fn a_file_of_the_first_layout_keeps_its_counts() {
+        let folder = Folder::new();
+        let file = folder.0.join("usage.db");
+        let first = "
+            CREATE TABLE usage (
+                quota TEXT NOT NULL, caller TEXT NOT NULL, start INTEGER NOT NULL, end INTEGER NOT NULL,
+                used INTEGER NOT NULL, PRIMARY KEY (quota, caller, start)
+            ) WITHOUT ROWID, STRICT;
+            CREATE INDEX usage_end ON usage (end);
+            INSERT INTO usage VALUES ('q', 'a', 1, 9223372036854775807, 5), ('q', 'b', 1, 9223372036854775807, 7);
+            PRAGMA user_version = 1;";
+        Connection::open(&file).unwrap().execute_batch(first).unwrap();
+        let mut store = Store::open(&file).unwrap();
+        assert_eq!(add(&mut store, &[usage("b", 1, 1), usage("a", 1, 1)]).unwrap(), [8, 6]);
+        drop(store);
+        assert_eq!(Store::open(&file).unwrap().current(0).unwrap().len(), 2, "it is migrated once");
     }
 
     #[test]
@@ -235,12 +380,12 @@ mod tests {
         let mut store = Store::open(&file).unwrap();
         let other = Connection::open(&file).unwrap();
         other
-            .execute_batch("CREATE TRIGGER full BEFORE INSERT ON usage BEGIN SELECT RAISE(FAIL, 'full'); END")
+            .execute_batch("CREATE TRIGGER full BEFORE INSERT ON amount BEGIN SELECT RAISE(FAIL, 'full'); END")
             .unwrap();
-        store.add(&[usage("a", 1, 5)]).unwrap_err();
-        store.add(&[usage("a", 1, 5)]).unwrap_err();
+        add(&mut store, &[usage("a", 1, 5)]).unwrap_err();
+        add(&mut store, &[usage("a", 1, 5)]).unwrap_err();
         other.execute_batch("DROP TRIGGER full").unwrap();
-        assert_eq!(store.add(&[usage("a", 1, 5)]).unwrap(), [5]);
+        assert_eq!(add(&mut store, &[usage("a", 1, 5)]).unwrap(), [5]);
         let sum: i64 = other.query_row("SELECT sum(used) FROM usage", [], |row| row.get(0)).unwrap();
         assert_eq!(sum, 5);
     }
@@ -254,7 +399,7 @@ mod tests {
         Connection::open(file("newer.db")).unwrap().execute_batch("PRAGMA user_version = 99").unwrap();
         let mut store = Store::open(&file("cut.db")).unwrap();
         let many: Vec<_> = (0..5000).map(|n| usage(&n.to_string(), 1, 1)).collect();
-        store.add(&many).unwrap();
+        add(&mut store, &many).unwrap();
         drop(store);
         let whole = std::fs::read(file("cut.db")).unwrap();
         let mut torn = whole.clone();

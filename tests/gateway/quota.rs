@@ -170,7 +170,7 @@ async fn while_the_disk_is_full_counting_goes_on_and_is_kept_when_there_is_room(
     let gateway = Gateway::start(&yaml("{ amount: 100000/year, by: { header: x-caller } }")).await;
     let sql = |statement: &str| sql(&gateway, statement);
     // What a full disk looks like from within: every write fails until there is room.
-    sql("CREATE TRIGGER full BEFORE INSERT ON usage BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END;");
+    sql("CREATE TRIGGER full BEFORE INSERT ON amount BEGIN SELECT RAISE(FAIL, 'database or disk is full'); END;");
     assert_eq!(statuses(&gateway, 3).await, [200; 3]);
     assert!(gateway.metric_becomes("headgate_usage_store_failures_total", &[], |failures| failures > 1.0).await);
     assert!(gateway.admin_get("/status").await.json()["usage_store"].as_str().unwrap().contains("full"));
