@@ -5,6 +5,7 @@
 //! - [`routing`]: from host, path and predicates to a route.
 //! - [`identity`]: consumers, and what they are found by.
 //! - [`limits`]: rates and quotas, and where what was used is counted.
+//! - [`ai`]: calls of models: wire formats, providers, tokens and money.
 //! - [`authority`]: asking issuers and providers about callers.
 //! - [`upstream`]: the origin side: targets, balance, health, retries.
 //! - [`filters`]: one policy each, in one ordered registry.
@@ -17,6 +18,7 @@
 //! - [`app`]: the composition root; [`cli`]: the command line.
 //! - [`demo_origin`]: an origin to try things out with.
 
+pub mod ai;
 pub mod app;
 pub mod authority;
 pub mod cli;

@@ -45,11 +45,12 @@ def sample(bench, gateway, load):
     )
 
 
-def alternate(bench, contestants, load_of):
+def alternate(bench, contestants, load_of, before=None):
     """All contestants run at once, and one after the other is under load for a second, again and again.
 
     On a shared machine the speed of a core changes by half within seconds. What two gateways did within two neighbouring
-    seconds can be compared, and of many such pairs the median is steady. The others are idle meanwhile.
+    seconds can be compared, and of many such pairs the median is steady. The others are idle meanwhile. `before` does with
+    each gateway what has to be behind it when it is measured.
 
     Returns ({label: [sample of each turn]}, {label: why there is none}).
     """
@@ -69,6 +70,8 @@ def alternate(bench, contestants, load_of):
             gateways.append((gateway, load_of(contestant)))
         for gateway, load in gateways:
             loads.run(load, bench, gateway, WARM_UP)
+            if before:
+                before(gateway)
         turns = bench.rounds * bench.seconds
         say(f"{turns} turns of {', '.join(gateway.contestant.label for gateway, _ in gateways)}")
         for turn in range(turns):

@@ -11,6 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("routing", &["error", "config"]),
     ("identity", &["error", "config"]),
     ("limits", &["error", "config"]),
+    ("ai", &["error", "config", "limits", "identity"]),
     ("authority", &["error", "config"]),
     ("upstream", &["error", "config"]),
     ("listener", &["error", "config", "identity"]),

@@ -1,0 +1,6 @@
+//! One AI call: what callers and providers say, in which words, and what it costs. Knows nothing of routes and filters.
+
+pub mod chat;
+pub mod formats;
+pub mod quirks;
+pub mod stream;

@@ -1,0 +1,44 @@
+//! Where a provider differs from the format it says it speaks: declared by name in its file, honoured by the format.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+/// One deviation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Quirk {
+    /// Knows `max_tokens` only, not `max_completion_tokens`.
+    MaxTokens,
+    /// Knows the role `system` only, not `developer`.
+    NoDeveloperRole,
+    /// Refuses `stream_options`.
+    NoStreamOptions,
+    /// Refuses `parallel_tool_calls`.
+    NoParallelToolCalls,
+    /// Refuses `tool_choice: required`.
+    NoRequiredTool,
+    /// Knows `response_format: json_object` only, not schemas.
+    NoJsonSchema,
+    /// Refuses `reasoning_effort`.
+    NoReasoningEffort,
+    /// Takes `cache_control` on parts of messages.
+    CacheControl,
+    /// Takes texts only as a string, not as a list of parts.
+    StringContent,
+}
+
+/// The deviations of one provider.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Quirks(u32);
+
+impl Quirks {
+    pub fn has(self, quirk: Quirk) -> bool {
+        self.0 & (1 << quirk as u32) != 0
+    }
+}
+
+impl FromIterator<Quirk> for Quirks {
+    fn from_iter<T: IntoIterator<Item = Quirk>>(quirks: T) -> Self {
+        Quirks(quirks.into_iter().fold(0, |all, quirk| all | 1 << quirk as u32))
+    }
+}

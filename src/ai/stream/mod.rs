@@ -1,0 +1,63 @@
+//! How streamed answers are framed: where one event ends and the next begins, whatever it means.
+//!
+//! Pieces come in as the network cuts them, and frames come out whole. Memory is bounded: a frame that is longer than
+//! [`LONGEST`] ends the stream.
+
+pub mod json_lines;
+pub mod sse;
+
+/// The longest frame. Images come as one event of a few megabytes.
+pub const LONGEST: usize = 32 << 20;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Framing {
+    /// Server-sent events (WHATWG HTML, section 9.2).
+    Sse,
+    /// `application/vnd.amazon.eventstream`.
+    EventStream,
+    /// One JSON document on each line.
+    JsonLines,
+}
+
+/// One event as it was framed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Frame<'f> {
+    /// The event's name, where the framing has one and the sender gave it.
+    pub event: Option<&'f str>,
+    pub data: &'f [u8],
+}
+
+/// Why no more frames can be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Unframed {
+    #[error("an event is longer than {} MiB", LONGEST >> 20)]
+    TooLong,
+    #[error("the stream is not framed as it says")]
+    Malformed,
+}
+
+/// Finds frames in a stream of bytes.
+pub trait Deframer: Send {
+    /// Takes more bytes and calls `each` with every frame that is complete with them.
+    fn push(&mut self, bytes: &[u8], each: &mut dyn FnMut(Frame<'_>)) -> Result<(), Unframed>;
+
+    /// The stream is over. A last frame whose end mark is missing counts if it is otherwise whole.
+    fn finish(&mut self, each: &mut dyn FnMut(Frame<'_>)) -> Result<(), Unframed>;
+}
+
+impl Framing {
+    pub fn deframer(self) -> Box<dyn Deframer> {
+        match self {
+            Framing::Sse => Box::<sse::Sse>::default(),
+            Framing::EventStream | Framing::JsonLines => Box::<json_lines::JsonLines>::default(),
+        }
+    }
+
+    pub fn content_type(self) -> &'static str {
+        match self {
+            Framing::Sse => "text/event-stream",
+            Framing::EventStream => "application/vnd.amazon.eventstream",
+            Framing::JsonLines => "application/x-ndjson",
+        }
+    }
+}
