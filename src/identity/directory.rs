@@ -5,9 +5,7 @@ use std::hash::BuildHasher;
 use std::path::Path;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use foldhash::fast::FixedState;
-use http::HeaderValue;
 
 use super::api_key::{Hash, Pepper};
 use super::certificate::{CertificateMatch, Certificates, ClientCertificate};
@@ -118,12 +116,16 @@ impl Directory {
     }
 }
 
-/// API keys by the bits of their hashes, which are as good as random: open addressing, one array, at most half full.
+/// API keys by the bits of their hashes, which are as good as random: open addressing, at most half full. The slots are
+/// apart from the keys, so that those of a hundred thousand stay in a cache, and a key is one line of it.
 #[derive(Default)]
 struct Keys {
-    slots: Box<[Option<Key>]>,
+    /// One more than a key's place; 0 is free.
+    slots: Box<[u32]>,
+    keys: Box<[Key]>,
 }
 
+#[repr(align(64))]
 struct Key {
     hash: Hash,
     expires: i64,
@@ -133,22 +135,23 @@ struct Key {
 impl Keys {
     fn new(keys: Vec<Key>) -> Keys {
         let size = (keys.len() * 2).next_power_of_two();
-        let mut slots: Box<[Option<Key>]> = std::iter::repeat_with(|| None).take(size).collect();
-        for key in keys {
+        let mut slots: Box<[u32]> = vec![0; size].into();
+        for (key, place) in keys.iter().zip(1..) {
             let mut at = key.hash.bits() as usize & (size - 1);
-            while slots[at].is_some() {
+            while slots[at] != 0 {
                 at = (at + 1) & (size - 1);
             }
-            slots[at] = Some(key);
+            slots[at] = place;
         }
-        Keys { slots }
+        Keys { slots, keys: keys.into() }
     }
 
     fn get(&self, hash: &Hash) -> Option<(&Arc<Consumer>, i64)> {
         let mask = self.slots.len().checked_sub(1)?;
         let mut at = hash.bits() as usize & mask;
         // A keyed hash tells nothing of the key, so comparing may end at the first difference.
-        while let Some(key) = &self.slots[at] {
+        while let Some(place) = self.slots[at].checked_sub(1) {
+            let key = self.keys.get(place as usize)?;
             if key.hash == *hash {
                 return Some((&key.consumer, key.expires));
             }
@@ -215,11 +218,8 @@ impl<'a> Compiler<'a> {
         let subscriptions = consumer.subscriptions.iter().filter_map(|(service, subscription)| {
             self.subscription(service, subscription, &format!("{path}.subscriptions.{service}"))
         });
-        let subscriptions: Box<[_]> = subscriptions.collect();
-        // The schema lets only ASCII pass.
-        let value = HeaderValue::from_maybe_shared(Bytes::copy_from_slice(name.as_bytes()));
-        let name_value = value.unwrap_or(HeaderValue::from_static("-"));
-        Consumer { name: name_value, key: limit_key(&format!("consumer:{name}")), team, profile, subscriptions }
+        let subscriptions = subscriptions.collect();
+        Consumer { name: name.into(), key: limit_key(&format!("consumer:{name}")), team, profile, subscriptions }
     }
 
     fn subscription(&mut self, service: &str, written: &written::Subscription, path: &str) -> Option<Subscription> {

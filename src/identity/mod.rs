@@ -13,6 +13,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use http::HeaderValue;
+use smallvec::SmallVec;
 
 pub use claims::Claims;
 pub use directory::{ApiKeyMatch, BasicAuthEntry, Directory, HmacEntry, limit_key};
@@ -21,13 +22,13 @@ use crate::config::consumer::SubscriptionState;
 
 /// An application that calls, compiled. There may be a hundred thousand: what many have alike they share.
 pub struct Consumer {
-    name: HeaderValue,
+    name: Box<str>,
     /// Stands for the consumer in the keys of limits, as long as the process lives.
     pub key: u64,
     pub team: Option<Arc<Team>>,
     pub profile: Arc<Profile>,
-    /// In no order: there are few.
-    subscriptions: Box<[Subscription]>,
+    /// In no order: there are few, and most have one.
+    subscriptions: SmallVec<[Subscription; 1]>,
 }
 
 /// A team's name, and what stands for it in the keys of limits.
@@ -63,13 +64,13 @@ pub struct PlanId(pub u32);
 
 impl Consumer {
     pub fn name(&self) -> &str {
-        // Names of a configuration are ASCII.
-        self.name.to_str().unwrap_or_default()
+        &self.name
     }
 
-    /// The name as the value of a header, which costs no copy.
-    pub fn name_value(&self) -> &HeaderValue {
-        &self.name
+    /// The name as the value of a header. A copy: a value that is shared would be counted in a place of its own, which no
+    /// cache holds for a hundred thousand.
+    pub fn name_value(&self) -> Option<HeaderValue> {
+        HeaderValue::from_str(&self.name).ok()
     }
 
     /// The subscription to a service, whatever its state.
@@ -172,11 +173,11 @@ pub(crate) mod tests {
         let claims = [("email".to_owned(), "a@example.com".into())].into_iter().collect();
         let profile = Profile { labels: vec![("tier".into(), "paying".into())], scopes: vec!["read".into()] };
         let consumer = Consumer {
-            name: HeaderValue::from_static("mobile"),
+            name: "mobile".into(),
             key: 1,
             team: Some(Arc::new(Team { name: "apps".into(), key: 2 })),
             profile: Arc::new(profile),
-            subscriptions: Box::default(),
+            subscriptions: SmallVec::new(),
         };
         Identity {
             consumer: Some(Arc::new(consumer)),

@@ -66,42 +66,48 @@ impl Quota {
     }
 }
 
-/// What one caller has used of one quota in one period.
+/// What one caller has used of one quota in one period. What a request needs of it comes first, in one line of the cache.
 struct Counted {
-    quota: Arc<str>,
-    caller: Box<str>,
-    window: Window,
     /// As far as this process knows, with what others have added to the store.
     used: AtomicU64,
     /// Of it, what is not in the store yet.
     pending: AtomicU64,
     /// Of it, what this process has counted.
     own: AtomicU64,
+    /// Of the warning of the soft limit, so that it comes once.
+    warned: AtomicBool,
+    kept: Box<Kept>,
+}
+
+/// What only the writing of a count needs.
+struct Kept {
+    quota: Arc<str>,
+    caller: Box<str>,
+    window: Window,
     /// What the store held when it was last asked.
     stored: AtomicU64,
     /// In a fleet, the most that the others are known to have counted.
     others: AtomicU64,
     /// Its place in the store; 0 until it is known.
     row: AtomicI64,
-    /// Of the warning of the soft limit, so that it comes once.
-    warned: AtomicBool,
 }
 
 impl Counted {
     fn new(quota: Arc<str>, caller: &str, window: Window) -> Counted {
         let [used, pending, own, stored, others] = std::array::from_fn(|_| AtomicU64::new(0));
         let (row, warned) = Default::default();
-        Counted { quota, caller: caller.into(), window, used, pending, own, stored, others, row, warned }
+        let kept = Kept { quota, caller: caller.into(), window, stored, others, row };
+        Counted { used, pending, own, warned, kept: Box::new(kept) }
     }
 
     fn usage(&self, used: u64) -> Usage {
-        let (quota, caller) = (self.quota.to_string(), self.caller.to_string());
-        Usage { quota, caller, start: self.window.start, end: self.window.end, used }
+        let (quota, caller) = (self.kept.quota.to_string(), self.kept.caller.to_string());
+        Usage { quota, caller, start: self.kept.window.start, end: self.kept.window.end, used }
     }
 
     /// Learns what the store holds of it: what is more than this process has added is of others.
     fn learn(&self, total: u64) {
-        let before = self.stored.swap(total, Ordering::Relaxed);
+        let before = self.kept.stored.swap(total, Ordering::Relaxed);
         self.used.fetch_add(total.saturating_sub(before), Ordering::Relaxed);
     }
 }
@@ -174,8 +180,8 @@ impl Quotas {
             let cell = cells.get_or_insert_with(key, || Counted::new(name.clone(), &usage.caller, window));
             // What was counted meanwhile, in a fleet, and the file does not know yet, has to come into it.
             let known = cell.used.fetch_max(usage.used, Ordering::Relaxed);
-            cell.stored.store(usage.used, Ordering::Relaxed);
-            cell.row.store(row.0, Ordering::Relaxed);
+            cell.kept.stored.store(usage.used, Ordering::Relaxed);
+            cell.kept.row.store(row.0, Ordering::Relaxed);
             cell.pending.store(0, Ordering::Relaxed);
             self.add_pending(key, cell, known.saturating_sub(usage.used));
         }
@@ -288,7 +294,7 @@ impl Quotas {
     fn forget(&self) {
         let now = unix_now();
         let over = |cell: &Counted| {
-            cell.window.end.saturating_add(AFTERWARDS) < now && cell.pending.load(Ordering::Relaxed) == 0
+            cell.kept.window.end.saturating_add(AFTERWARDS) < now && cell.pending.load(Ordering::Relaxed) == 0
         };
         self.cells.pin().retain(|_, cell| !over(cell));
     }
@@ -318,7 +324,7 @@ struct Pending<'c> {
 /// Adds to the store, and learns what other processes have added if there were any.
 fn write(store: &mut Store, pending: &[Pending<'_>], cells: &Cells) -> Result<(), StoreError> {
     let cells = cells.pin();
-    let row = |cell: &Counted| Row(cell.row.load(Ordering::Relaxed));
+    let row = |cell: &Counted| Row(cell.kept.row.load(Ordering::Relaxed));
     let mut adding = store.begin()?;
     let (mut inserted, mut totals) = (Vec::new(), Vec::new());
     for Pending { cell, used, .. } in pending {
@@ -334,9 +340,9 @@ fn write(store: &mut Store, pending: &[Pending<'_>], cells: &Cells) -> Result<()
         }
     }
     adding.commit()?;
-    inserted.into_iter().for_each(|(cell, row)| cell.row.store(row.0, Ordering::Relaxed));
+    inserted.into_iter().for_each(|(cell, row)| cell.kept.row.store(row.0, Ordering::Relaxed));
     for one in pending {
-        one.cell.stored.fetch_add(one.used, Ordering::Relaxed);
+        one.cell.kept.stored.fetch_add(one.used, Ordering::Relaxed);
     }
     totals.into_iter().for_each(|(cell, total)| cell.learn(total));
     Ok(())
@@ -349,7 +355,7 @@ fn together(fleet: &Fleet, pending: &[Pending<'_>]) -> Result<(), StoreError> {
     for ((one, own), total) in pending.iter().zip(&all).zip(totals) {
         // The total falls when Redis is emptied; what the others have counted is not uncounted by that.
         let others = total.saturating_sub(own.used);
-        let known = one.cell.others.fetch_max(others, Ordering::Relaxed);
+        let known = one.cell.kept.others.fetch_max(others, Ordering::Relaxed);
         one.cell.used.fetch_add(others.saturating_sub(known), Ordering::Relaxed);
     }
     Ok(())

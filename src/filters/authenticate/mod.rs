@@ -135,9 +135,7 @@ impl Gate {
         let mut text = String::new();
         for (name, template) in self.headers.iter() {
             let value = match template.is_consumer() {
-                true => {
-                    request.exchange.identity.as_ref().and_then(|id| Some(id.consumer.as_ref()?.name_value().clone()))
-                }
+                true => request.exchange.consumer().and_then(|consumer| consumer.name_value()),
                 false => {
                     text.clear();
                     template.render(
