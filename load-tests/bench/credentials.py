@@ -32,9 +32,11 @@ def key(n):
     return "hgk_" + hashlib.sha256(b"%d" % n).hexdigest()[:38]
 
 
-def keys(count):
-    """A file with the keys of the first `count` consumers, for the load."""
-    return write(f"keys-{count}", "".join(f"{key(n)}\n" for n in range(count)))
+def keys(count, lines=None):
+    """A file with the keys of the first `count` consumers, for the load; with `lines`, again and again up to as many."""
+    known = [key(n) for n in range(count)]
+    lines = lines or count
+    return write(f"keys-{count}-{lines}", "".join(f"{known[n % count]}\n" for n in range(lines)))
 
 
 def load(file, name="X-Api-Key", path="", **options):
