@@ -325,7 +325,7 @@ struct Pending<'c> {
 fn write(store: &mut Store, pending: &[Pending<'_>], cells: &Cells) -> Result<(), StoreError> {
     let cells = cells.pin();
     let row = |cell: &Counted| Row(cell.kept.row.load(Ordering::Relaxed));
-    let mut adding = store.begin()?;
+    let adding = store.begin()?;
     let (mut inserted, mut totals) = (Vec::new(), Vec::new());
     for Pending { cell, used, .. } in pending {
         if !adding.add(row(cell), *used)? {
@@ -334,7 +334,7 @@ fn write(store: &mut Store, pending: &[Pending<'_>], cells: &Cells) -> Result<()
             totals.push((*cell, total));
         }
     }
-    if adding.others_have_written()? {
+    if adding.others_have_written() {
         for cell in cells.values().filter(|cell| row(cell) != Row::UNKNOWN) {
             totals.push((cell, adding.total(row(cell))?));
         }

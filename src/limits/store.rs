@@ -61,7 +61,7 @@ impl Row {
 pub struct Store {
     connection: Connection,
     path: PathBuf,
-    /// Changes when another process has written.
+    /// Of the content, when it was last added to. It changes when another process writes.
     version: i64,
 }
 
@@ -69,7 +69,9 @@ pub struct Store {
 pub struct Adding<'s> {
     transaction: Transaction<'s>,
     path: &'s Path,
-    version: &'s mut i64,
+    /// Of the content before anything is added, and when this process last added to it.
+    version: i64,
+    before: &'s mut i64,
 }
 
 /// Why the file is of no use, as a sentence for whoever operates the gateway.
@@ -179,10 +181,12 @@ impl Store {
 
     /// Begins to add. What is added is in the file once it is committed.
     pub fn begin(&mut self) -> Result<Adding<'_>, StoreError> {
-        let Store { connection, path, version } = self;
+        let Store { connection, path, version: before } = self;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate);
         let transaction = transaction.map_err(|error| error_of(path, &error))?;
-        Ok(Adding { transaction, path, version })
+        let version = transaction.pragma_query_value(None, "data_version", |row| row.get(0));
+        let version = version.map_err(|error| error_of(path, &error))?;
+        Ok(Adding { transaction, path, version, before })
     }
 }
 
@@ -224,10 +228,9 @@ impl Adding<'_> {
         self.explain(insert())
     }
 
-    /// Whether another process has written since this was last asked.
-    pub fn others_have_written(&mut self) -> Result<bool, StoreError> {
-        let version = self.explain(self.transaction.pragma_query_value(None, "data_version", |row| row.get(0)))?;
-        Ok(std::mem::replace(self.version, version) != version)
+    /// Whether another process has written since this one has last added something.
+    pub fn others_have_written(&self) -> bool {
+        *self.before != self.version
     }
 
     pub fn total(&self, row: Row) -> Result<u64, StoreError> {
@@ -240,7 +243,10 @@ impl Adding<'_> {
 
     pub fn commit(self) -> Result<(), StoreError> {
         let path = self.path;
-        self.transaction.commit().map_err(|error| error_of(path, &error))
+        self.transaction.commit().map_err(|error| error_of(path, &error))?;
+        // Not before: what others have written is still to be learnt if this fails.
+        *self.before = self.version;
+        Ok(())
     }
 
     fn explain<T>(&self, result: rusqlite::Result<T>) -> Result<T, StoreError> {
@@ -336,22 +342,25 @@ mod tests {
         let folder = Folder::new();
         let file = folder.0.join("usage.db");
         let (mut one, mut two) = (Store::open(&file).unwrap(), Store::open(&file).unwrap());
-        let mut adding = one.begin().unwrap();
-        adding.others_have_written().unwrap();
+        let adding = one.begin().unwrap();
         let (row, _) = adding.insert(&usage("a", 1, 5)).unwrap();
         adding.commit().unwrap();
-        let mut adding = one.begin().unwrap();
+        let adding = one.begin().unwrap();
         assert!(adding.add(row, 2).unwrap());
         assert!(!adding.add(Row(row.0 + 1), 2).unwrap(), "there is none");
-        assert!(!adding.others_have_written().unwrap(), "these are our own");
+        assert!(!adding.others_have_written(), "these are our own");
         adding.commit().unwrap();
         let adding = two.begin().unwrap();
         assert_eq!(adding.insert(&usage("a", 1, 1)).unwrap(), (row, 8));
         adding.commit().unwrap();
-        let mut adding = one.begin().unwrap();
-        assert!(adding.others_have_written().unwrap());
-        assert!(!adding.others_have_written().unwrap(), "once");
+        let adding = one.begin().unwrap();
+        assert!(adding.others_have_written());
+        drop(adding);
+        let adding = one.begin().unwrap();
+        assert!(adding.others_have_written(), "it is not forgotten when nothing comes of the adding");
         assert_eq!(adding.total(row).unwrap(), 8);
+        adding.commit().unwrap();
+        assert!(!one.begin().unwrap().others_have_written(), "once");
     }
 
     #[test]
