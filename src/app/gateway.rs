@@ -235,6 +235,11 @@ impl Gateway {
         let _ = self.lasting.quotas.flush();
     }
 
+    /// Why the store of quotas takes nothing, or `ok`.
+    fn usage_store(&self) -> String {
+        self.lasting.quotas.state().failure().unwrap_or_else(|| "ok".to_owned())
+    }
+
     pub fn reopen_logs(&self) {
         self.telemetry.reopen_log();
     }
@@ -256,13 +261,12 @@ impl Views for Gateway {
                 })
             })
             .collect();
-        let usage_store = self.lasting.quotas.state().failure().unwrap_or_else(|| "ok".to_owned());
         json!({
             "routes": snapshot.routes.len(),
             "consumers": snapshot.directory.consumers().count(),
             "listeners": listeners,
             "upstreams": upstreams,
-            "usage_store": usage_store,
+            "usage_store": self.usage_store(),
         })
     }
 
@@ -277,7 +281,7 @@ impl Views for Gateway {
         };
         if let Some(name) = consumer {
             let consumer = snapshot.directory.consumer(name)?;
-            return Some(json!({ "consumers": [entry(consumer, of(consumer))] }));
+            return Some(json!({ "consumers": [entry(consumer, of(consumer))], "usage_store": self.usage_store() }));
         }
         let mut names: Vec<_> = snapshot.directory.consumers().filter(|consumer| consumer.name() > after).collect();
         names.sort_by(|a, b| a.name().cmp(b.name()));
@@ -285,7 +289,7 @@ impl Views for Gateway {
         let mut used = used.filter(|(_, limits)| limits.iter().any(Shown::is_touched));
         let page: Vec<_> = used.by_ref().take(USAGE_PAGE).map(|(consumer, limits)| entry(consumer, limits)).collect();
         let next = page.last().filter(|_| used.next().is_some()).map(|last| last["consumer"].clone());
-        let mut document = json!({ "consumers": page });
+        let mut document = json!({ "consumers": page, "usage_store": self.usage_store() });
         if let Some(next) = next {
             document["after"] = next;
         }

@@ -325,26 +325,35 @@ struct Pending<'c> {
 fn write(store: &mut Store, pending: &[Pending<'_>], cells: &Cells) -> Result<(), StoreError> {
     let cells = cells.pin();
     let row = |cell: &Counted| Row(cell.kept.row.load(Ordering::Relaxed));
+    if store.follow()? {
+        cells.values().for_each(|cell| cell.kept.row.store(Row::UNKNOWN.0, Ordering::Relaxed));
+    }
     let adding = store.begin()?;
-    let (mut inserted, mut totals) = (Vec::new(), Vec::new());
+    let mut learnt = Vec::new();
     for Pending { cell, used, .. } in pending {
         if !adding.add(row(cell), *used)? {
             let (row, total) = adding.insert(&cell.usage(*used))?;
-            inserted.push((*cell, row));
-            totals.push((*cell, total));
+            learnt.push((*cell, row, total));
         }
     }
+    // Also what is in a file that has just been opened was written by others.
     if adding.others_have_written() {
-        for cell in cells.values().filter(|cell| row(cell) != Row::UNKNOWN) {
-            totals.push((cell, adding.total(row(cell))?));
+        for cell in cells.values() {
+            let row = match row(cell) {
+                Row::UNKNOWN => adding.find(&cell.usage(0))?.unwrap_or(Row::UNKNOWN),
+                known => known,
+            };
+            learnt.push((cell, row, adding.total(row)?));
         }
     }
     adding.commit()?;
-    inserted.into_iter().for_each(|(cell, row)| cell.kept.row.store(row.0, Ordering::Relaxed));
     for one in pending {
         one.cell.kept.stored.fetch_add(one.used, Ordering::Relaxed);
     }
-    totals.into_iter().for_each(|(cell, total)| cell.learn(total));
+    for (cell, row, total) in learnt {
+        cell.kept.row.store(row.0, Ordering::Relaxed);
+        cell.learn(total);
+    }
     Ok(())
 }
 

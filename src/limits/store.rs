@@ -3,6 +3,7 @@
 //! The store is added to, never set: two processes that share it during an upgrade, or after a crash, cannot undo each
 //! other's counts, and nothing is counted twice.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -61,6 +62,8 @@ impl Row {
 pub struct Store {
     connection: Connection,
     path: PathBuf,
+    /// Device and number of the file that was opened.
+    file: Option<(u64, u64)>,
     /// Of the content, when it was last added to. It changes when another process writes.
     version: i64,
 }
@@ -98,12 +101,21 @@ impl Store {
     /// empty one instead would give everybody a new quota.
     pub fn open(path: &Path) -> Result<Store, StoreError> {
         let fail = |what: String| StoreError { path: path.display().to_string(), what };
-        let explain = |error: rusqlite::Error| fail(sentence(&error));
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.exists()) {
             return Err(fail(format!("cannot be made: there is no folder {}", folder.display())));
         }
         let existed = path.exists();
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let store = Store::open_with(path, OpenFlags::SQLITE_OPEN_CREATE, existed)?;
+        if !existed {
+            log::info!("made the usage store {}", path.display());
+        }
+        Ok(store)
+    }
+
+    fn open_with(path: &Path, flags: OpenFlags, existed: bool) -> Result<Store, StoreError> {
+        let fail = |what: String| StoreError { path: path.display().to_string(), what };
+        let explain = |error: rusqlite::Error| fail(sentence(&error));
+        let flags = flags | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(path, flags).map_err(explain)?;
         connection.busy_timeout(PATIENCE).map_err(explain)?;
         let check =
@@ -119,12 +131,29 @@ impl Store {
         // WAL: readers such as backups do not wait; FULL: what is committed survives a loss of power.
         connection.pragma_update(None, "journal_mode", "WAL").map_err(explain)?;
         connection.pragma_update(None, "synchronous", "FULL").map_err(explain)?;
-        let mut store = Store { connection, path: path.to_owned(), version: 0 };
+        let mut store = Store { connection, path: path.to_owned(), file: file_at(path), version: 0 };
         store.prepare(existed).map_err(explain)?.map_err(fail)?;
-        if !existed {
-            log::info!("made the usage store {}", path.display());
-        }
         Ok(store)
+    }
+
+    /// Opens the file again if another one has taken its place: what is written to a file that was moved away is lost to
+    /// the next process. True if it did: rows of the one before are nobody's, or somebody else's. If there is none, or one
+    /// that a copy has only begun to fill, it is an error, and none is made, which would be empty.
+    pub fn follow(&mut self) -> Result<bool, StoreError> {
+        let present = file_at(&self.path);
+        if present == self.file {
+            return Ok(false);
+        }
+        let fail = |what: &str| StoreError { path: self.path.display().to_string(), what: what.to_owned() };
+        if present.is_none() {
+            return Err(fail("is gone; put it back, or restart the gateway to begin an empty one"));
+        }
+        if std::fs::metadata(&self.path).is_ok_and(|about| about.len() == 0) {
+            return Err(fail("is empty; put back what was in it, or restart the gateway to begin anew"));
+        }
+        *self = Store::open_with(&self.path, OpenFlags::empty(), true)?;
+        log::warn!("the usage store {} is another file than before", self.path.display());
+        Ok(true)
     }
 
     fn prepare(&mut self, existed: bool) -> rusqlite::Result<Result<(), String>> {
@@ -181,7 +210,7 @@ impl Store {
 
     /// Begins to add. What is added is in the file once it is committed.
     pub fn begin(&mut self) -> Result<Adding<'_>, StoreError> {
-        let Store { connection, path, version: before } = self;
+        let Store { connection, path, version: before, .. } = self;
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate);
         let transaction = transaction.map_err(|error| error_of(path, &error))?;
         let version = transaction.pragma_query_value(None, "data_version", |row| row.get(0));
@@ -202,16 +231,24 @@ impl Adding<'_> {
         Ok(row != Row::UNKNOWN && self.explain(update())? > 0)
     }
 
-    /// Adds to the amount of whoever it is of, which may be new; says where it stands, and the total.
-    pub fn insert(&self, usage: &Usage) -> Result<(Row, u64), StoreError> {
-        let insert = || {
-            let Usage { quota, caller, start, end, used } = usage;
+    /// Where the amount of whoever it is of stands, if it does.
+    pub fn find(&self, usage: &Usage) -> Result<Option<Row>, StoreError> {
+        let find = || {
             let mut find = self
                 .transaction
                 .prepare_cached("SELECT id FROM counter WHERE quota = ?1 AND caller = ?2 AND start = ?3")?;
-            let found: Option<i64> = find.query_row(params![quota, caller, start], |row| row.get(0)).optional()?;
+            find.query_row(params![usage.quota, usage.caller, usage.start], |row| Ok(Row(row.get(0)?))).optional()
+        };
+        self.explain(find())
+    }
+
+    /// Adds to the amount of whoever it is of, which may be new; says where it stands, and the total.
+    pub fn insert(&self, usage: &Usage) -> Result<(Row, u64), StoreError> {
+        let found = self.find(usage)?;
+        let insert = || {
+            let Usage { quota, caller, start, end, used } = usage;
             let id = match found {
-                Some(id) => id,
+                Some(row) => row.0,
                 None => {
                     let mut insert = self
                         .transaction
@@ -269,6 +306,11 @@ fn positive(used: i64) -> u64 {
 
 fn error_of(path: &Path, error: &rusqlite::Error) -> StoreError {
     StoreError { path: path.display().to_string(), what: sentence(error) }
+}
+
+/// Device and number of the file at a path, if there is one.
+fn file_at(path: &Path) -> Option<(u64, u64)> {
+    std::fs::metadata(path).ok().map(|about| (about.dev(), about.ino()))
 }
 
 fn sentence(error: &rusqlite::Error) -> String {

@@ -1,5 +1,7 @@
 //! So many requests in a calendar period, whatever happens to the process.
 
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::rate_limit::KEY;
@@ -78,8 +80,12 @@ async fn what_was_used_survives_a_stop_and_a_reload() {
 
 /// What the store of a gateway says.
 fn sql(gateway: &Gateway, statement: &str) -> String {
+    sql_in(&gateway.directory().join("usage.db"), statement)
+}
+
+fn sql_in(file: &Path, statement: &str) -> String {
     let mut command = std::process::Command::new("sqlite3");
-    let command = command.args(["-cmd", ".timeout 5000"]).arg(gateway.directory().join("usage.db")).arg(statement);
+    let command = command.args(["-cmd", ".timeout 5000"]).arg(file).arg(statement);
     let output = command.output().expect("running sqlite3; `scripts/prepare tests` installs it");
     assert!(output.status.success(), "{output:?}");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
@@ -163,6 +169,153 @@ async fn a_store_that_is_of_no_use_stops_the_start_with_a_sentence() {
     gateway = builder.launch();
     assert!(gateway.exit(PATIENCE).await.is_some_and(|status| !status.success()));
     assert!(gateway.logged().contains("there is no folder /nowhere"), "{}", gateway.logged());
+}
+
+/// Sets the permissions of a folder and of all that is in it.
+fn permit(folder: &Path, of_folder: u32, of_files: u32) {
+    let set = |path: &Path, mode| std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+    set(folder, 0o700);
+    std::fs::read_dir(folder).unwrap().for_each(|file| set(&file.unwrap().path(), of_files));
+    set(folder, of_folder);
+}
+
+/// A gateway that permissions hold for, with its store in the folder `state`.
+fn with_state() -> gateway::Builder {
+    let yaml = yaml("{ amount: 100/year, by: gateway }").replace("usage.db", "state/usage.db");
+    let builder = Gateway::builder(&yaml).obeying_permissions();
+    std::fs::create_dir(builder.directory().join("state")).unwrap();
+    builder
+}
+
+#[tokio::test]
+async fn a_store_that_may_not_be_written_stops_the_start_and_is_not_begun_anew() {
+    for (of_folder, of_files) in [(0o500, 0o400), (0o700, 0o400), (0o700, 0o000), (0o000, 0o600)] {
+        let mut gateway = with_state().start().await;
+        let state = gateway.directory().join("state");
+        assert_eq!(statuses(&gateway, 3).await, [200; 3]);
+        gateway.signal(libc::SIGTERM);
+        assert!(gateway.exit(PATIENCE).await.is_some_and(|status| status.success()));
+        permit(&state, of_folder, of_files);
+        gateway.relaunch();
+        let ended = gateway.exit(PATIENCE).await;
+        permit(&state, 0o700, 0o600);
+        let (said, what) = (gateway.logged(), format!("folder {of_folder:o}, files {of_files:o}"));
+        assert!(ended.is_some_and(|status| !status.success()), "{what}: started");
+        assert!(said.contains("state/usage.db cannot be"), "{what}: {said}");
+        assert!(said.contains("name another file as `usage.file`"), "{what}: {said}");
+        gateway.restart().await;
+        assert_eq!(used(&gateway.get("/").await, 100), 4, "{what}: what was counted before is there");
+    }
+}
+
+#[tokio::test]
+async fn a_folder_in_which_no_store_can_be_made_stops_the_start() {
+    let builder = with_state();
+    let state = builder.directory().join("state");
+    permit(&state, 0o500, 0o400);
+    let mut gateway = builder.launch();
+    assert!(gateway.exit(PATIENCE).await.is_some_and(|status| !status.success()));
+    permit(&state, 0o700, 0o600);
+    let said = gateway.logged();
+    assert!(said.contains("state/usage.db cannot be opened") && said.contains("rights of its folder"), "{said}");
+}
+
+#[tokio::test]
+async fn what_is_counted_while_the_store_is_gone_or_may_not_be_written_is_written_when_it_can_be() {
+    let gateway = with_state().start().await;
+    let (state, gone) = (gateway.directory().join("state"), gateway.directory().join("gone"));
+    let stored = |count: &'static str| {
+        let file = state.join("usage.db");
+        eventually(PATIENCE, move || {
+            let sum = sql_in(&file, "SELECT sum(used) FROM usage");
+            async move { sum == count }
+        })
+    };
+    let fails = |words: &'static str| {
+        let gateway = &gateway;
+        eventually(PATIENCE, move || async move {
+            let told = gateway.admin_get("/usage").await.json()["usage_store"].to_string();
+            told.contains(words) && gateway.admin_get("/status").await.text().contains(words)
+        })
+    };
+    assert_eq!(statuses(&gateway, 3).await, [200; 3]);
+    assert!(stored("3").await);
+    assert_eq!(gateway.admin_get("/usage").await.json()["usage_store"], "ok");
+
+    // As when a volume is taken away.
+    std::fs::rename(&state, &gone).unwrap();
+    assert_eq!(statuses(&gateway, 2).await, [200; 2]);
+    assert!(fails("is gone").await, "{}", gateway.logged());
+    assert!(!state.exists(), "no empty one takes its place");
+    let failures = gateway.metric("headgate_usage_store_failures_total", &[]).await;
+    assert!(gateway.metric_becomes("headgate_usage_store_failures_total", &[], |now| now > failures).await);
+    std::fs::rename(&gone, &state).unwrap();
+    assert!(stored("5").await, "{}", gateway.logged());
+
+    // As when root has restored a backup, into the same place.
+    let backup = gateway.directory().join("backup");
+    std::fs::create_dir(&backup).unwrap();
+    sql_in(&state.join("usage.db"), &format!("VACUUM INTO '{}'", backup.join("usage.db").display()));
+    std::fs::rename(&state, &gone).unwrap();
+    std::fs::rename(&backup, &state).unwrap();
+    permit(&state, 0o500, 0o400);
+    assert_eq!(statuses(&gateway, 2).await, [200; 2]);
+    assert!(fails("cannot be").await, "{}", gateway.logged());
+    permit(&state, 0o700, 0o600);
+    assert!(stored("7").await, "{}", gateway.logged());
+    assert!(gateway.logs("the usage store works again, and has everything").await);
+    assert_eq!(gateway.admin_get("/usage").await.json()["usage_store"], "ok");
+    assert_eq!(used(&gateway.get("/").await, 100), 8);
+}
+
+#[tokio::test]
+async fn a_store_that_is_replaced_while_the_gateway_runs_gives_each_caller_the_count_of_its_own() {
+    let yaml = yaml("{ amount: 100/year, by: { header: x-caller } }").replace("usage.db", "state/usage.db");
+    let builder = Gateway::builder(&yaml);
+    let [state, backup, gone] = ["state", "backup", "gone"].map(|name| builder.directory().join(name));
+    std::fs::create_dir(&state).unwrap();
+    let gateway = builder.start().await;
+    let call = |caller: &'static str, count: usize| {
+        let gateway = &gateway;
+        async move {
+            let mut used_by_now = 0;
+            for _ in 0..count {
+                used_by_now = used(&gateway.call(&Call::get("/").header("x-caller", caller)).await, 100);
+            }
+            used_by_now
+        }
+    };
+    let stored = |counts: &'static str| {
+        let file = state.join("usage.db");
+        eventually(PATIENCE, move || {
+            let each = sql_in(
+                &file,
+                "SELECT group_concat(used) FROM (SELECT used FROM usage ORDER BY length(caller), caller)",
+            );
+            async move { each == counts }
+        })
+    };
+    assert_eq!((call("a", 3).await, call("b", 5).await, call("c", 2).await), (3, 5, 2));
+    assert!(stored("3,5,2").await);
+
+    // Rows in another order, one more used by `b`, and nothing known of `c`.
+    std::fs::create_dir(&backup).unwrap();
+    sql_in(&state.join("usage.db"), &format!("VACUUM INTO '{}'", backup.join("usage.db").display()));
+    sql_in(
+        &backup.join("usage.db"),
+        "UPDATE amount SET id = -id; UPDATE counter SET id = -id;
+         UPDATE amount SET id = id + 3; UPDATE counter SET id = id + 3;
+         UPDATE amount SET used = 6 WHERE used = 5;
+         DELETE FROM counter WHERE id IN (SELECT id FROM amount WHERE used = 2); DELETE FROM amount WHERE used = 2;",
+    );
+    std::fs::rename(&state, &gone).unwrap();
+    std::fs::rename(&backup, &state).unwrap();
+    assert_eq!(call("a", 1).await, 4);
+    assert!(stored("4,6").await, "{}", sql_in(&state.join("usage.db"), "SELECT * FROM usage"));
+    assert!(gateway.logged().contains("is another file than before"), "{}", gateway.logged());
+    assert_eq!(call("b", 1).await, 7, "what the file has more of is learnt");
+    assert_eq!(call("c", 1).await, 3, "what was served is not forgotten");
+    assert!(stored("4,7,1").await, "{}", sql_in(&state.join("usage.db"), "SELECT * FROM usage"));
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::io::{self, BufRead, BufReader, Read};
 use std::net::SocketAddr;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +31,7 @@ pub struct Builder {
     values: BTreeMap<String, String>,
     environment: Vec<(String, String)>,
     beside: Vec<(String, String)>,
+    obedient: bool,
 }
 
 impl Builder {
@@ -53,6 +55,12 @@ impl Builder {
         self
     }
 
+    /// Takes from the gateway what root has and others have not: files are read and written as their permissions say.
+    pub fn obeying_permissions(mut self) -> Self {
+        self.obedient = true;
+        self
+    }
+
     /// The directory that `{{dir}}` stands for, to put files into beforehand.
     pub fn directory(&self) -> &Path {
         self.scratch.path()
@@ -67,7 +75,7 @@ impl Builder {
 
     /// Starts it without waiting.
     pub fn launch(self) -> Gateway {
-        let Builder { yaml, scratch, values, environment, beside } = self;
+        let Builder { yaml, scratch, values, environment, beside, obedient } = self;
         let mut config = scratch.path().join("headgate.yaml");
         let mut template = Template { directory: scratch.path().display().to_string(), values, reserved: Vec::new() };
         if !beside.is_empty() {
@@ -81,7 +89,7 @@ impl Builder {
         } else {
             std::fs::write(&config, template.fill(&yaml)).expect("writing the configuration");
         }
-        let launcher = Launcher { config, environment };
+        let launcher = Launcher { config, environment, obedient };
         let (child, log) = launcher.run(&[]);
         Gateway { child, log, retired: Vec::new(), launcher, template, scratch }
     }
@@ -140,13 +148,15 @@ impl Template {
 struct Launcher {
     config: PathBuf,
     environment: Vec<(String, String)>,
+    obedient: bool,
 }
 
 type Log = Arc<Mutex<Vec<String>>>;
 
 impl Launcher {
     fn run(&self, extra: &[&str]) -> (Child, Log) {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_headgate"))
+        let mut command = Command::new(env!("CARGO_BIN_EXE_headgate"));
+        command
             .arg("run")
             .arg("-c")
             .arg(&self.config)
@@ -155,14 +165,29 @@ impl Launcher {
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("starting the headgate binary");
+            .stderr(Stdio::piped());
+        if self.obedient {
+            // SAFETY: only system calls, which are safe between fork and exec.
+            unsafe { command.pre_exec(obey_permissions) };
+        }
+        let mut child = command.spawn().expect("starting the headgate binary");
         let log = Log::default();
         gather(child.stdout.take().expect("stdout is piped"), "out", log.clone());
         gather(child.stderr.take().expect("stderr is piped"), "err", log.clone());
         (child, log)
     }
+}
+
+/// Root stays root, so that it reaches the binary, but is no longer let past permissions. Nobody else ever was: for them it
+/// fails, and does not matter.
+fn obey_permissions() -> io::Result<()> {
+    const CAP_DAC_OVERRIDE: libc::c_ulong = 1;
+    const CAP_DAC_READ_SEARCH: libc::c_ulong = 2;
+    for capability in [CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH] {
+        // SAFETY: a plain system call.
+        unsafe { libc::prctl(libc::PR_CAPBSET_DROP, capability, 0, 0, 0) };
+    }
+    Ok(())
 }
 
 fn text(log: &Log) -> String {
@@ -197,7 +222,14 @@ impl Gateway {
             std::fs::create_dir_all(scratch.path().join("secrets")).expect("a folder for secrets");
             scratch.write(&format!("secrets/{name}"), secret);
         }
-        Builder { yaml: yaml.to_owned(), scratch, values: BTreeMap::new(), environment: Vec::new(), beside: Vec::new() }
+        Builder {
+            yaml: yaml.to_owned(),
+            scratch,
+            values: BTreeMap::new(),
+            environment: Vec::new(),
+            beside: Vec::new(),
+            obedient: false,
+        }
     }
 
     /// A gateway whose YAML needs nothing but reserved addresses.
@@ -366,9 +398,13 @@ impl Gateway {
 
     /// Starts the gateway again after its process has ended, and waits until it is ready.
     pub async fn restart(&mut self) {
-        let (child, log) = self.launcher.run(&[]);
-        (self.child, self.log) = (child, log);
+        self.relaunch();
         self.await_ready().await;
+    }
+
+    /// Starts it again without waiting.
+    pub fn relaunch(&mut self) {
+        (self.child, self.log) = self.launcher.run(&[]);
     }
 
     /// Starts a new process that takes over the sockets; the old one drains. Returns when the new one runs.
