@@ -41,6 +41,14 @@ pub struct Caller<'a> {
     pub words: &'a (dyn Fn() -> String + Sync),
 }
 
+/// Is told how a caller stands at each rate that has admitted a request.
+pub trait Tell {
+    fn tell(&mut self, index: usize, standing: Standing);
+
+    /// What was told until now does not count: the rates are asked again, in another way.
+    fn begin_anew(&mut self);
+}
+
 /// What a limiter says of a request.
 type Outcome = Result<(), Exceeded>;
 
@@ -55,9 +63,9 @@ impl Limiter {
     }
 
     /// Admits a request under all rates, or under none of them; `None` if only [`Limiter::wait`] can tell.
-    pub fn take(&self, caller: &Caller<'_>, told: &mut impl FnMut(usize, Standing)) -> Option<Outcome> {
+    pub fn take(&self, caller: &Caller<'_>, told: &mut impl Tell) -> Option<Outcome> {
         let Some((together, shares)) = &self.together else {
-            return Some(self.local.take(&self.rates, caller.key, self.local.now(), told));
+            return Some(self.alone(&self.rates, caller.key, told));
         };
         if together.exact {
             return None;
@@ -65,7 +73,7 @@ impl Limiter {
         for (index, rate) in self.rates.iter().enumerate() {
             let key = LeaseKey { limit: &self.names[index], caller: caller.words, lease: together.leases[index] };
             match together.fleet.take(rate, &key, caller.key) {
-                Ok(Ok(standing)) => told(index, standing),
+                Ok(Ok(standing)) => told.tell(index, standing),
                 Ok(Err(exceeded)) => {
                     self.rates[..index].iter().for_each(|rate| together.fleet.give_back(rate, caller.key));
                     return Some(Err(Exceeded { index, ..exceeded }));
@@ -80,14 +88,14 @@ impl Limiter {
     }
 
     /// Asks Redis about the request.
-    pub async fn wait(&self, caller: &Caller<'_>, told: &mut (impl FnMut(usize, Standing) + Send)) -> Outcome {
+    pub async fn wait(&self, caller: &Caller<'_>, told: &mut (impl Tell + Send)) -> Outcome {
         let Some((together, shares)) = &self.together else {
-            return self.local.take(&self.rates, caller.key, self.local.now(), told);
+            return self.alone(&self.rates, caller.key, told);
         };
         for (index, rate) in self.rates.iter().enumerate() {
             let key = LeaseKey { limit: &self.names[index], caller: caller.words, lease: 1 };
             match together.fleet.take_exactly(rate, &key).await {
-                Ok(Ok(standing)) => told(index, standing),
+                Ok(Ok(standing)) => told.tell(index, standing),
                 Ok(Err(exceeded)) => {
                     for (rate, name) in self.rates[..index].iter().zip(&self.names) {
                         let key = LeaseKey { limit: name, ..key };
@@ -101,15 +109,15 @@ impl Limiter {
         Ok(())
     }
 
-    fn without_redis(
-        &self,
-        together: &Together,
-        shares: &[Rate],
-        caller: u64,
-        told: &mut impl FnMut(usize, Standing),
-    ) -> Outcome {
+    fn alone(&self, rates: &[Rate], caller: u64, told: &mut impl Tell) -> Outcome {
+        self.local.take(rates, caller, self.local.now(), &mut |index, standing| told.tell(index, standing))
+    }
+
+    fn without_redis(&self, together: &Together, shares: &[Rate], caller: u64, told: &mut impl Tell) -> Outcome {
+        // Redis may have answered for some of the rates, and failed at the next.
+        told.begin_anew();
         match together.on_failure {
-            OnFailure::Local => self.local.take(shares, caller, self.local.now(), told),
+            OnFailure::Local => self.alone(shares, caller, told),
             OnFailure::Allow => Ok(()),
             OnFailure::Deny => {
                 let (amount, window) =

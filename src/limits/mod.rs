@@ -18,7 +18,7 @@ use std::time::Duration;
 
 pub use fleet::Fleet;
 pub use gcra::{RateLimiter, Rates};
-pub use limiter::{Caller, Limiter, OnFailure, Together};
+pub use limiter::{Caller, Limiter, OnFailure, Tell, Together};
 pub use quota::{Quota, Quotas};
 
 /// How one limit stands for one caller, after it has been asked.

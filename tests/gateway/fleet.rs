@@ -172,7 +172,9 @@ async fn without_redis_each_limit_does_what_was_chosen_for_that() {
             let mut client = gateway.connect().await;
             let mut count = 0;
             for _ in 0..20 {
-                count += usize::from(client.get("/").await.unwrap().status == 200);
+                let answer = client.get("/").await.unwrap();
+                count += usize::from(answer.status == 200);
+                assert_ne!(answer.header("ratelimit"), Some(""), "what is not known is not told");
                 if count == 1 && exact == "false" {
                     let down = |up: f64| up == 0.0;
                     assert!(gateway.metric_becomes("headgate_redis_up", &[], down).await, "the first question fails");
@@ -182,6 +184,20 @@ async fn without_redis_each_limit_does_what_was_chosen_for_that() {
             assert!((expected..=expected + advance).contains(&count), "{chosen}, exact {exact}: {count}");
             assert!(gateway.logged().matches("fails (").count() <= 1, "said once: {}", gateway.logged());
         }
+    }
+}
+
+#[tokio::test]
+async fn a_redis_that_fails_between_two_rates_has_neither_told_twice() {
+    let nobody = ports::reserve();
+    let filter = "{ rate_limit: { rate: [1000000/h, 100000/min], by: route } }";
+    let gateway = Gateway::start(&yaml(nobody.address, "", filter)).await;
+    let mut client = gateway.connect().await;
+    // Whenever a pause is over, the first rate asks, and the second finds that somebody does.
+    while gateway.metric("headgate_redis_failures_total", &[]).await < 3.0 {
+        let answer = client.get("/").await.unwrap();
+        let told = answer.header("ratelimit").unwrap();
+        assert_eq!((answer.status, told.matches(";r=").count()), (200, 2), "{told}");
     }
 }
 

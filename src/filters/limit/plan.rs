@@ -100,7 +100,7 @@ impl OnRequest for Plans {
         if let Some((limiter, report)) = &allowance.rates {
             let mut telling = report.begin();
             let caller = Caller { key: consumer.key, words: &words };
-            let taken = limiter.take(&caller, &mut |index, standing| telling.add(index, &standing));
+            let taken = limiter.take(&caller, &mut telling);
             // Plans never wait for Redis.
             return conclude(taken.unwrap_or(Ok(())), report, telling, request);
         }

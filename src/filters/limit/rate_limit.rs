@@ -137,7 +137,7 @@ impl OnRequestPerhaps for RateLimit {
             let request = &*request;
             let words = || self.key.text_or_address(request);
             let caller = Caller { key: self.key.of_or_address(request), words: &words };
-            self.limiter.take(&caller, &mut |index, standing| telling.add(index, &standing))?
+            self.limiter.take(&caller, &mut telling)?
         };
         Some(conclude(taken, &self.report, telling, request))
     }
@@ -147,7 +147,7 @@ impl OnRequestPerhaps for RateLimit {
         let words = self.key.text_or_address(request);
         let words = || words.clone();
         let caller = Caller { key: self.key.of_or_address(request), words: &words };
-        let taken = self.limiter.wait(&caller, &mut |index, standing| telling.add(index, &standing)).await;
+        let taken = self.limiter.wait(&caller, &mut telling).await;
         conclude(taken, &self.report, telling, request)
     }
 }

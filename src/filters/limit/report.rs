@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::error::{Error, Reason};
 use crate::filters::filter::{Controls, Request};
-use crate::limits::{self, Counter, Counters, Exceeded, Standing};
+use crate::limits::{self, Counter, Counters, Exceeded, Standing, Tell};
 
 const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
@@ -103,6 +103,17 @@ pub struct Telling<'r> {
     tightest: Option<Standing>,
 }
 
+impl Tell for Telling<'_> {
+    fn tell(&mut self, index: usize, standing: Standing) {
+        self.add(index, &standing);
+    }
+
+    fn begin_anew(&mut self) {
+        self.text.clear();
+        self.tightest = None;
+    }
+}
+
 impl Telling<'_> {
     pub fn add(&mut self, index: usize, standing: &Standing) {
         if self.report.told.standard() {
@@ -124,7 +135,9 @@ impl Telling<'_> {
         let mut headers = Vec::with_capacity(5);
         if self.report.told.standard() {
             headers.extend(self.report.policy.clone().map(|policy| (RATE_LIMIT_POLICY, policy)));
-            headers.extend(HeaderValue::try_from(self.text).ok().map(|text| (RATE_LIMIT, text)));
+            // An empty list is written as no field at all (RFC 9651, section 3.1).
+            let text = Some(self.text).filter(|text| !text.is_empty());
+            headers.extend(text.and_then(|text| HeaderValue::try_from(text).ok()).map(|text| (RATE_LIMIT, text)));
         }
         if let (true, Some(standing)) = (self.report.told.x_ratelimit(), self.tightest) {
             headers.push((X_LIMIT, HeaderValue::from(standing.amount)));
