@@ -229,10 +229,13 @@ impl Gateway {
         self.listeners.values().map(|listener| listener.counters.active()).sum()
     }
 
-    /// Writes what was used of quotas, before the process ends.
-    pub fn keep_usage(&self) {
+    /// Writes what was used of quotas and gives back what was leased, before the process ends.
+    pub fn settle(&self) {
         // A failure is logged and counted where it happens.
         let _ = self.lasting.quotas.flush();
+        if let Some(fleet) = &self.published.current().fleet {
+            fleet.close();
+        }
     }
 
     /// Why the store of quotas takes nothing, or `ok`.

@@ -102,6 +102,6 @@ pub fn exit_when_idle(
 pub fn leave(gateway: &Gateway, meeting: &Meeting) {
     log::info!("exiting with {} connections open", gateway.connections());
     meeting.withdraw();
-    gateway.keep_usage();
+    gateway.settle();
     gateway.telemetry.close();
 }

@@ -112,9 +112,9 @@ impl Lasting {
         let swept = Arc::downgrade(&fleet);
         background.spawn(async move {
             while let Some(fleet) = swept.upgrade() {
-                fleet.sweep();
+                fleet.sweep().await;
                 drop(fleet);
-                tokio::time::sleep(SWEEP).await;
+                tokio::time::sleep(fleet::SWEEP).await;
             }
         });
         Ok(Some(fleet))

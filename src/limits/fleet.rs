@@ -4,6 +4,9 @@
 //! the first time spends a lease in advance and has it debited afterwards, whatever Redis says then: the long-run rate is
 //! exact, and at no time are more requests admitted than the limit and one lease for each gateway.
 //!
+//! What a caller who stops has left of a lease is given back to Redis within [`LIFE`] and [`SWEEP`], and at once when the
+//! gateway stops. One that is killed leaves it to the rate, which makes up for it in time.
+//!
 //! While Redis does not answer, it is asked once a second at most, and each gateway goes on with its share of the limit.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -28,6 +31,18 @@ const MOST_QUESTIONS: usize = 1024;
 
 /// Callers whose leases are held at one time.
 const MOST_LEASES: usize = 2_000_000;
+
+/// How long a lease is good for.
+const LIFE: Duration = Duration::from_secs(2);
+
+/// How often leases that are over are looked for.
+pub const SWEEP: Duration = Duration::from_secs(2);
+
+/// Leases that are given back at one time.
+const GIVEN_BACK_AT_ONCE: usize = 100;
+
+/// How long a gateway that stops may take to give back all that is left.
+const FAREWELL: Duration = Duration::from_secs(1);
 
 /// Debits what was spent in advance and grants what is free, in one step on Redis's own clock: clocks of gateways need not
 /// agree. Times are microseconds. Beside the TAT stands when it was written: if that is to come, the clock was set back,
@@ -112,6 +127,13 @@ struct Lease {
     asking: AtomicBool,
     /// What Redis had left when it was last asked.
     free: AtomicU64,
+    /// Whose it is in Redis, once that was asked. Nobody's if callers share it, since there are too many.
+    account: OnceLock<Box<Account>>,
+}
+
+struct Account {
+    rate: Rate,
+    name: String,
 }
 
 const RETIRED: i64 = i64::MIN;
@@ -134,18 +156,37 @@ impl Lease {
         Lease {
             left: AtomicI64::new(size as i64),
             owed: AtomicI64::new(size as i64),
-            expires: AtomicU64::new(now + LIFE),
+            expires: AtomicU64::new(now + nanos(LIFE)),
             whole: AtomicU64::new(now + rate.nanos(size)),
             again: AtomicU64::new(0),
             asking: AtomicBool::new(false),
             free: AtomicU64::new(rate.burst.saturating_sub(size)),
+            account: OnceLock::new(),
         }
+    }
+
+    /// Whether there is something to give back. What the rate has made up for meanwhile is not: Redis would have it twice.
+    fn is_unspent(&self, now: u64) -> bool {
+        self.left.load(Ordering::Relaxed) > 0
+            && self.whole.load(Ordering::Relaxed) > now
+            && self.account.get().is_some()
+    }
+
+    fn is_over(&self, now: u64) -> bool {
+        self.expires.load(Ordering::Relaxed) < now
+    }
+
+    /// Leaves nothing to spend. A caller who comes back begins with a new lease.
+    fn give_up(&self) {
+        let rest = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| (left > 0).then_some(0));
+        self.owed.fetch_sub(rest.unwrap_or(0), Ordering::Relaxed);
+        self.expires.store(0, Ordering::Relaxed);
     }
 
     /// Gives back what is left of a lease that is over, and takes another in advance, out of what is known to be free.
     fn renew(&self, rate: &Rate, size: u64, now: u64) {
         let expires = self.expires.load(Ordering::Relaxed);
-        let renewed = self.expires.compare_exchange(expires, now + LIFE, Ordering::Relaxed, Ordering::Relaxed);
+        let renewed = self.expires.compare_exchange(expires, now + nanos(LIFE), Ordering::Relaxed, Ordering::Relaxed);
         if expires >= now || renewed.is_err() {
             return;
         }
@@ -172,6 +213,17 @@ impl Lease {
 struct Question {
     lease: Arc<Lease>,
     owed: i64,
+}
+
+impl Question {
+    /// Asks Redis to settle what is owed and for `want` more.
+    async fn put(&mut self, fleet: &Fleet, rate: &Rate, name: &str, want: u64) -> Result<Granted, Unavailable> {
+        let granted = fleet.grant(rate, name, self.owed, want).await;
+        // The answer may have been lost on the way. Debited twice, a caller has less for a while; given back twice, the
+        // limit would not hold.
+        self.owed = if granted.is_ok() { 0 } else { self.owed.max(0) };
+        granted
+    }
 }
 
 impl Drop for Question {
@@ -224,7 +276,7 @@ impl Fleet {
     /// Whether it may be asked now. After a pause one question goes first; the others wait for how it fares.
     fn may_ask(&self, now: u64) -> bool {
         let paused = self.paused.load(Ordering::Relaxed);
-        let next = now + PAUSE.as_nanos() as u64;
+        let next = now + nanos(PAUSE);
         paused == 0
             || (paused <= now
                 && self.paused.compare_exchange(paused, next, Ordering::Relaxed, Ordering::Relaxed).is_ok())
@@ -247,7 +299,7 @@ impl Fleet {
         let size = key.lease.clamp(1, rate.burst.max(1));
         let make = || Arc::new(Lease::new(rate, size, now));
         Ok(self.leases.with(mix(rate.id, caller), make, |lease| {
-            if lease.expires.load(Ordering::Relaxed) < now {
+            if lease.is_over(now) {
                 if lease.retire(now) {
                     return None;
                 }
@@ -298,14 +350,15 @@ impl Fleet {
         let mut question = Question { lease: lease.clone(), owed: lease.owed.swap(0, Ordering::Relaxed) };
         let want = size.saturating_sub(lease.left.load(Ordering::Relaxed).max(0) as u64);
         let (fleet, rate, name) = (self.clone(), *rate, self.key(key));
+        if !self.leases.is_full() {
+            lease.account.get_or_init(|| Box::new(Account { rate, name: name.clone() }));
+        }
         self.handle.spawn(async move {
             let Ok(permit) = fleet.questions.try_acquire() else { return };
-            let Ok(granted) = fleet.grant(&rate, &name, question.owed, want).await else { return };
+            let Ok(granted) = question.put(&fleet, &rate, &name, want).await else { return };
             drop(permit);
-            question.owed = 0;
             let (now, lease) = (fleet.now(), &question.lease);
-            let nanos = |time: Duration| time.as_nanos() as u64;
-            lease.expires.store(now + LIFE, Ordering::Relaxed);
+            lease.expires.store(now + nanos(LIFE), Ordering::Relaxed);
             lease.whole.store(now + nanos(granted.ahead), Ordering::Relaxed);
             lease.again.store(if granted.count < want { now + nanos(granted.wait) } else { 0 }, Ordering::Relaxed);
             lease.free.store(granted.free, Ordering::Relaxed);
@@ -393,21 +446,65 @@ impl Fleet {
             Err(_) => format!("no answer within {:?}", self.settings.timeout),
         };
         self.failures.fetch_add(1, Ordering::Relaxed);
-        let until = self.now() + PAUSE.as_nanos() as u64;
+        let until = self.now() + nanos(PAUSE);
         if self.paused.swap(until, Ordering::Relaxed) == 0 {
             log::warn!("Redis at {} fails ({failure}); limits go by what is configured for that", self.settings.url);
         }
         Err(Unavailable)
     }
 
-    /// Forgets leases that are over.
-    pub fn sweep(&self) {
-        self.leases.sweep(self.now());
+    /// Forgets leases that are over, and gives back what is left of them.
+    pub async fn sweep(&self) {
+        let now = self.now();
+        let mut unspent = Vec::new();
+        self.leases.sweep(now, |lease| {
+            if lease.is_over(now) && lease.is_unspent(now) {
+                unspent.push(lease.clone());
+            }
+        });
+        self.hand_back(&unspent).await;
+    }
+
+    /// Gives back what is left of all leases, before the process ends. Blocks, for [`FAREWELL`] at most.
+    pub fn close(&self) {
+        let now = self.now();
+        let mut unspent = Vec::new();
+        self.leases.sweep(now, |lease| {
+            if lease.is_unspent(now) {
+                unspent.push(lease.clone());
+            }
+        });
+        let _ = self.handle.block_on(async { tokio::time::timeout(FAREWELL, self.hand_back(&unspent)).await });
+    }
+
+    async fn hand_back(&self, unspent: &[Arc<Lease>]) {
+        for leases in unspent.chunks(GIVEN_BACK_AT_ONCE) {
+            if !self.is_up() {
+                return;
+            }
+            futures_util::future::join_all(leases.iter().map(|lease| self.hand_back_one(lease))).await;
+        }
+    }
+
+    async fn hand_back_one(&self, lease: &Arc<Lease>) {
+        let Some(account) = lease.account.get() else { return };
+        if lease.asking.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        lease.give_up();
+        let mut question = Question { lease: lease.clone(), owed: lease.owed.swap(0, Ordering::Relaxed) };
+        let Ok(granted) = question.put(self, &account.rate, &account.name, 0).await else { return };
+        lease.whole.store(self.now() + nanos(granted.ahead), Ordering::Relaxed);
+        lease.free.store(granted.free, Ordering::Relaxed);
     }
 
     pub fn handle(&self) -> &Handle {
         &self.handle
     }
+}
+
+fn nanos(time: Duration) -> u64 {
+    time.as_nanos() as u64
 }
 
 /// This process's part of counts: what another process, or an earlier one, has counted is not touched. One for the whole
@@ -416,9 +513,6 @@ fn process_name() -> &'static str {
     static NAME: OnceLock<String> = OnceLock::new();
     NAME.get_or_init(|| format!("{:016x}", fastrand::u64(..)))
 }
-
-/// How long a lease is good for.
-const LIFE: u64 = 2_000_000_000;
 
 /// What a lease is for.
 #[derive(Clone, Copy)]

@@ -185,7 +185,7 @@ impl RateLimiter {
 
     /// Forgets callers who have not come for long enough. Called now and then, beside requests.
     pub fn sweep(&self) {
-        self.cells.sweep(self.now());
+        self.cells.sweep(self.now(), |_| {});
     }
 
     /// Callers that are remembered, over all rates.
@@ -261,7 +261,7 @@ mod tests {
                             count.fetch_add(1, Ordering::Relaxed);
                         }
                         if step % 1000 == 0 {
-                            limiter.cells.sweep(now);
+                            limiter.cells.sweep(now, |_| {});
                         }
                     }
                 });
@@ -277,7 +277,7 @@ mod tests {
         let rates = [rate("1/s", Some(2))];
         assert!(admitted(&limiter, &rates, 1, SECOND));
         assert!(admitted(&limiter, &rates, 2, 9 * SECOND));
-        limiter.cells.sweep(9 * SECOND);
+        limiter.cells.sweep(9 * SECOND, |_| {});
         assert_eq!(limiter.callers(), 1);
         assert_eq!(limiter.standing(&rates[0], 2, 9 * SECOND).remaining, 1);
     }

@@ -62,7 +62,7 @@ impl<C: Cell> Table<C> {
                 self.remove(key);
                 continue;
             }
-            if self.count.load(Ordering::Relaxed) >= self.most && key >= SHARED {
+            if self.is_full() && key >= SHARED {
                 key %= SHARED;
                 continue;
             }
@@ -78,18 +78,24 @@ impl<C: Cell> Table<C> {
         cells.get(&key).or_else(|| cells.get(&(key % SHARED))).map(look)
     }
 
-    /// Removes every cell that says no more than a new one would.
-    pub fn sweep(&self, now: u64) {
+    /// Removes every cell that says no more than a new one would; the others are shown to `kept`.
+    pub fn sweep(&self, now: u64, mut kept: impl FnMut(&C)) {
         let cells = self.cells.pin();
         for (key, cell) in &cells {
-            if cell.retire(now) {
-                self.remove(*key);
+            match cell.retire(now) {
+                true => self.remove(*key),
+                false => kept(cell),
             }
         }
     }
 
     pub fn len(&self) -> usize {
         self.count.load(Ordering::Relaxed)
+    }
+
+    /// Whether keys that have no cell yet share one.
+    pub fn is_full(&self) -> bool {
+        self.len() >= self.most
     }
 
     /// Removes a retired cell; another may have come in its place meanwhile, and stays.

@@ -24,6 +24,7 @@ macro_rules! with_each_server {
 with_each_server! {
     two_gateways_together_admit_the_limit_and_at_most_a_lease_each_beyond_it,
     a_caller_who_goes_on_when_all_is_used_up_gets_no_new_lease,
+    what_a_caller_or_a_gateway_that_stops_has_not_spent_is_there_for_others,
     several_exact_rates_spend_nothing_of_each_other,
     other_settings_of_redis_count_nothing_twice,
     an_exact_limit_admits_not_one_more,
@@ -99,6 +100,32 @@ async fn a_caller_who_goes_on_when_all_is_used_up_gets_no_new_lease(kind: Kind) 
         admitted += usize::from(client.get("/").await.unwrap().status == 200);
     }
     assert!((20..=25).contains(&admitted), "{admitted}: the burst, and one lease");
+}
+
+async fn what_a_caller_or_a_gateway_that_stops_has_not_spent_is_there_for_others(kind: Kind) {
+    for gateway_stops in [false, true] {
+        let redis = Redis::start(kind).await;
+        let mut gateways = two(&redis, "{ rate_limit: { rate: 20/h, by: route, lease: 50% } }").await;
+        assert_eq!(admitted(&gateways[..1], 1).await, 1);
+        // How much Redis takes for spent: the TAT lies three minutes ahead for each.
+        let spent = || async {
+            let keys = command(&redis, &["KEYS", "*"]).await;
+            let key = keys.lines().find(|line| line.starts_with("headgate:rate:")).unwrap_or("none").to_owned();
+            let value = command(&redis, &["GET", &key]).await;
+            let times = value.lines().nth(1).and_then(|times| times.split_once(' ')).unwrap_or(("0", "0"));
+            let [tat, written] = [times.0, times.1].map(|time| time.parse::<f64>().unwrap());
+            ((tat - written) / 180e6).round()
+        };
+        if gateway_stops {
+            assert!(eventually(PATIENCE, || async { spent().await >= 10.0 }).await, "a lease: {}", spent().await);
+            gateways[0].signal(libc::SIGTERM);
+            assert!(gateways[0].exit(PATIENCE).await.is_some_and(|status| status.success()));
+            assert_eq!(spent().await, 1.0, "given back before the process ends");
+        }
+        assert!(eventually(PATIENCE, || async { spent().await == 1.0 }).await, "{} are spent", spent().await);
+        let others = admitted(&gateways[1..], 40).await;
+        assert!((17..=19).contains(&others), "one of 20 is used, the others are free: {others}");
+    }
 }
 
 async fn several_exact_rates_spend_nothing_of_each_other(kind: Kind) {
