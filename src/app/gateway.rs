@@ -383,10 +383,13 @@ async fn drop_when_unused(snapshot: Arc<Snapshot>) {
 /// Opens the store that a configuration with quotas needs, if everything else in it is right.
 fn open_usage(snapshot: Option<&Snapshot>, loaded: &Loaded<Config>, lasting: &Lasting, problems: &mut Problems) {
     let Some(snapshot) = snapshot.filter(|snapshot| snapshot.counts() && problems.is_empty()) else { return };
-    if snapshot.fleet.is_none()
-        && let Err(message) = lasting.open_usage(&loaded.config.usage.file(&loaded.folder))
-    {
-        problems.add("usage.file", message);
+    let file = loaded.config.usage.file(&loaded.folder);
+    let Err(message) = lasting.open_usage(&file) else { return };
+    // A gateway of a fleet need not have a place for a file. But one that is there is not passed over: what is in it counts.
+    let is_new = !lasting.quotas.is_open() && matches!(file.try_exists(), Ok(false));
+    match snapshot.fleet.is_some() && is_new {
+        true => log::warn!("{message}; what this gateway counts is kept in Redis alone"),
+        false => problems.add("usage.file", message),
     }
 }
 

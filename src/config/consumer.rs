@@ -176,8 +176,8 @@ pub struct Plan {
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Usage {
-    /// A SQLite database, made if there is none. Default: `usage.db` in `$STATE_DIRECTORY`, which systemd sets, else beside
-    /// the configuration.
+    /// A SQLite database, made if there is none; in a fleet, only if there is a place for it. Default: `usage.db` in
+    /// `$STATE_DIRECTORY`, which systemd sets, else beside the configuration.
     pub file: Option<PathBuf>,
     /// How often what was used is written: the most that a crash can lose.
     pub interval: Duration,

@@ -63,14 +63,17 @@ redis.call('SET', KEYS[1], string.format('%.3f %.0f', tat, now), 'PX', math.ceil
 return { grant, math.max(0, math.ceil(tat + interval - tolerance - now)), math.max(0, free - grant), math.ceil(tat - now) }
 ";
 
-/// Takes what a gateway has used in all as its own part and returns the sum of all parts. The part is set, not added: an
-/// answer that got lost on the way does no harm when the question is asked again.
+/// Takes what a gateway has used in all as its own part, and returns the sum of all parts and what its own was before. The
+/// part is set, not added: an answer that got lost on the way does no harm when the question is asked again. It never gets
+/// smaller: the two processes of an upgrade share a part, and either may come late.
 const COUNT: &str = r"
-redis.call('HSET', KEYS[1], ARGV[1], ARGV[2])
+local before = tonumber(redis.call('HGET', KEYS[1], ARGV[1]) or 0) or 0
+if tonumber(ARGV[2]) > before then redis.call('HSET', KEYS[1], ARGV[1], ARGV[2]) end
+if ARGV[4] ~= ARGV[1] then redis.call('HDEL', KEYS[1], ARGV[4]) end
 redis.call('EXPIREAT', KEYS[1], ARGV[3])
 local sum = 0
 for _, part in ipairs(redis.call('HVALS', KEYS[1])) do sum = sum + part end
-return sum
+return { sum, before }
 ";
 
 /// Where Redis is and how it is spoken to.
@@ -411,25 +414,23 @@ impl Fleet {
         Ok(Granted { count, wait: Duration::from_micros(wait), free, ahead: Duration::from_micros(ahead) })
     }
 
-    /// Tells Redis what this gateway has used in all, and learns what all have. For each, the totals in the same order.
-    pub async fn count(&self, used: &[Usage]) -> Result<Vec<u64>, Unavailable> {
-        let mut totals = Vec::with_capacity(used.len());
+    /// Tells Redis what this gateway has used in all, and learns what all have, in the same order. `part` is where it was
+    /// counted: a usage store's file, or this process if it has none.
+    pub async fn count(&self, part: Option<&str>, used: &[Usage]) -> Result<Vec<Total>, Unavailable> {
+        let part = part.unwrap_or(process_name());
         // Many at a time, on the one connection: an answer's way is long, and the work behind it short.
-        for chunk in used.chunks(500) {
-            let asked = chunk.iter().map(|usage| async {
-                let mut connection = self.connection.clone();
-                let name =
-                    format!("{}:quota:{{{}}}:{}:{}", self.settings.prefix, usage.caller, usage.quota, usage.start);
-                let mut call = self.count.key(name);
-                // A day longer, for whoever looks back at a period that has just ended.
-                let call = call.arg(process_name()).arg(usage.used).arg(usage.end.saturating_add(86_400));
-                tokio::time::timeout(self.settings.timeout, call.invoke_async(&mut connection)).await
-            });
-            for answer in futures_util::future::join_all(asked).await {
-                totals.push(self.heard(answer)?);
-            }
-        }
-        Ok(totals)
+        let asked = used.iter().map(|usage| async {
+            let mut connection = self.connection.clone();
+            let name = format!("{}:quota:{{{}}}:{}:{}", self.settings.prefix, usage.caller, usage.quota, usage.start);
+            let mut call = self.count.key(name);
+            // A day longer, for whoever looks back at a period that has just ended.
+            let call = call.arg(part).arg(usage.used).arg(usage.end.saturating_add(86_400));
+            // What a process counted before it had a file is in the file.
+            let call = call.arg(process_name());
+            tokio::time::timeout(self.settings.timeout, call.invoke_async(&mut connection)).await
+        });
+        let answers = futures_util::future::join_all(asked).await;
+        answers.into_iter().map(|answer| self.heard(answer).map(|(sum, before)| Total { sum, before })).collect()
     }
 
     /// Notes how Redis fared.
@@ -507,8 +508,8 @@ fn nanos(time: Duration) -> u64 {
     time.as_nanos() as u64
 }
 
-/// This process's part of counts: what another process, or an earlier one, has counted is not touched. One for the whole
-/// process, since what it sends is what the process has counted in all.
+/// This process's part of counts, if no file has them. One for the whole process, since what it sends is what the process
+/// has counted in all.
 fn process_name() -> &'static str {
     static NAME: OnceLock<String> = OnceLock::new();
     NAME.get_or_init(|| format!("{:016x}", fastrand::u64(..)))
@@ -523,6 +524,14 @@ pub struct LeaseKey<'a> {
     pub caller: &'a (dyn Fn() -> String + Sync),
     /// Requests in one lease.
     pub lease: u64,
+}
+
+/// What Redis knows of one caller's use of a quota.
+pub struct Total {
+    /// Of all gateways.
+    pub sum: u64,
+    /// Of this one, before it was told anew.
+    pub before: u64,
 }
 
 struct Granted {

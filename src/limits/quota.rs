@@ -2,11 +2,15 @@
 //!
 //! What is used is added to the store every so often, in the background. A crash loses at most what came in since then; a
 //! stop and an upgrade lose nothing. While the store does not take anything, counting goes on in memory.
+//!
+//! In a fleet each gateway keeps what it has counted in its own store as ever, and tells Redis the totals of that file: a
+//! part for each file, so that nothing is counted twice, however often it is told, and whoever joins a fleet or leaves it
+//! goes on with what is in the file. A gateway that has no file has its part for as long as the process lives.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -68,12 +72,10 @@ impl Quota {
 
 /// What one caller has used of one quota in one period. What a request needs of it comes first, in one line of the cache.
 struct Counted {
-    /// As far as this process knows, with what others have added to the store.
+    /// As far as this process knows, with what others have counted.
     used: AtomicU64,
-    /// Of it, what is not in the store yet.
+    /// What is not in the store yet.
     pending: AtomicU64,
-    /// Of it, what this process has counted.
-    own: AtomicU64,
     /// Of the warning of the soft limit, so that it comes once.
     warned: AtomicBool,
     kept: Box<Kept>,
@@ -84,9 +86,11 @@ struct Kept {
     quota: Arc<str>,
     caller: Box<str>,
     window: Window,
-    /// What the store held when it was last asked.
+    /// What the store holds, of this process and of others; without one, what it would hold.
     stored: AtomicU64,
-    /// In a fleet, the most that the others are known to have counted.
+    /// In a fleet, what Redis was last told.
+    told: AtomicU64,
+    /// In a fleet, the most that the other gateways are known to have counted.
     others: AtomicU64,
     /// Its place in the store; 0 until it is known.
     row: AtomicI64,
@@ -94,10 +98,10 @@ struct Kept {
 
 impl Counted {
     fn new(quota: Arc<str>, caller: &str, window: Window) -> Counted {
-        let [used, pending, own, stored, others] = std::array::from_fn(|_| AtomicU64::new(0));
+        let [used, pending, stored, told, others] = std::array::from_fn(|_| AtomicU64::new(0));
         let (row, warned) = Default::default();
-        let kept = Kept { quota, caller: caller.into(), window, stored, others, row };
-        Counted { used, pending, own, warned, kept: Box::new(kept) }
+        let kept = Kept { quota, caller: caller.into(), window, stored, told, others, row };
+        Counted { used, pending, warned, kept: Box::new(kept) }
     }
 
     fn usage(&self, used: u64) -> Usage {
@@ -105,10 +109,26 @@ impl Counted {
         Usage { quota, caller, start: self.kept.window.start, end: self.kept.window.end, used }
     }
 
-    /// Learns what the store holds of it: what is more than this process has added is of others.
-    fn learn(&self, total: u64) {
-        let before = self.kept.stored.swap(total, Ordering::Relaxed);
-        self.used.fetch_add(total.saturating_sub(before), Ordering::Relaxed);
+    /// What this gateway has counted, in its file and beyond.
+    fn part(&self) -> u64 {
+        self.kept.stored.load(Ordering::Relaxed).saturating_add(self.pending.load(Ordering::Relaxed))
+    }
+
+    /// Takes note of what the store holds, and of what other gateways have counted. A total only ever grows: what was
+    /// served does not become unserved when a file is replaced by an older one, or a Redis emptied.
+    fn learn(&self, stored: u64, others: u64) {
+        self.kept.stored.store(stored, Ordering::Relaxed);
+        let others = self.kept.others.fetch_max(others, Ordering::Relaxed).max(others);
+        self.used.fetch_max(self.part().saturating_add(others), Ordering::Relaxed);
+    }
+
+    /// Forgets what was in the store, since another one takes its place, and returns it. Rows of that one are others, and
+    /// Redis may know its part by another name.
+    fn leave_store(&self) -> u64 {
+        let Kept { told, others, row, stored, .. } = &*self.kept;
+        row.store(Row::UNKNOWN.0, Ordering::Relaxed);
+        [told, others].into_iter().for_each(|known| known.store(0, Ordering::Relaxed));
+        stored.swap(0, Ordering::Relaxed)
     }
 }
 
@@ -120,11 +140,20 @@ pub struct Quotas {
     cells: Arc<Cells>,
     /// The keys of cells with something pending, so that writing does not look at all the others.
     dirty: Arc<SegQueue<u64>>,
-    store: Arc<Mutex<Option<(PathBuf, Store)>>>,
-    /// Takes the place of the store in a fleet.
+    books: Arc<Mutex<Books>>,
+    /// Is told, too, in a fleet.
     fleet: Arc<ArcSwapOption<Fleet>>,
     state: Arc<State>,
 }
+
+/// What only whoever writes needs.
+struct Books {
+    store: Option<(PathBuf, Store)>,
+    /// In a fleet, the keys of cells of which Redis may not know all.
+    untold: Keys,
+}
+
+type Keys = HashSet<u64, AsIs>;
 
 /// What is shown of the store.
 #[derive(Default)]
@@ -142,7 +171,7 @@ impl Default for Quotas {
         Quotas {
             cells: Arc::new(papaya::HashMap::with_hasher(AsIs)),
             dirty: Arc::default(),
-            store: Arc::default(),
+            books: Arc::new(Mutex::new(Books { store: None, untold: HashSet::with_hasher(AsIs) })),
             fleet: Arc::default(),
             state: Arc::default(),
         }
@@ -161,8 +190,8 @@ impl Quotas {
     /// Opens the store, unless it is open. Another file than the one in use is an error: what was counted stays where it
     /// is until the process is replaced.
     pub fn open(&self, path: &Path, ids: impl Fn(&str, &str) -> (u64, u64)) -> Result<(), String> {
-        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((open, _)) = &*store {
+        let mut books = self.books();
+        if let Some((open, _)) = &books.store {
             return match open == path {
                 true => Ok(()),
                 false => Err(format!("the usage store is {} until `headgate upgrade` or a restart", open.display())),
@@ -171,6 +200,10 @@ impl Quotas {
         let opened = Store::open(path).map_err(|error| error.to_string())?;
         let found = opened.current(unix_now()).map_err(|error| error.to_string())?;
         let cells = self.cells.pin();
+        for (key, cell) in &cells {
+            // What was counted in a fleet while there was no file comes into it.
+            self.add_pending(*key, cell, cell.leave_store());
+        }
         let mut names: HashMap<String, Arc<str>> = HashMap::new();
         for (row, usage) in found {
             let (quota, caller) = ids(&usage.quota, &usage.caller);
@@ -178,14 +211,11 @@ impl Quotas {
             let window = Window { start: usage.start, end: usage.end };
             let key = mix(mix(quota, window.start as u64), caller);
             let cell = cells.get_or_insert_with(key, || Counted::new(name.clone(), &usage.caller, window));
-            // What was counted meanwhile, in a fleet, and the file does not know yet, has to come into it.
-            let known = cell.used.fetch_max(usage.used, Ordering::Relaxed);
-            cell.kept.stored.store(usage.used, Ordering::Relaxed);
             cell.kept.row.store(row.0, Ordering::Relaxed);
-            cell.pending.store(0, Ordering::Relaxed);
-            self.add_pending(key, cell, known.saturating_sub(usage.used));
+            cell.learn(usage.used, 0);
         }
-        *store = Some((path.to_owned(), opened));
+        self.tell_all_anew(&mut books.untold);
+        books.store = Some((path.to_owned(), opened));
         Ok(())
     }
 
@@ -194,9 +224,22 @@ impl Quotas {
         self.state.interval.store(interval.as_millis() as u64, Ordering::Relaxed);
     }
 
+    pub fn is_open(&self) -> bool {
+        self.books().store.is_some()
+    }
+
     /// Counts together with a fleet from now on, or alone again.
     pub fn share(&self, fleet: Option<&Arc<Fleet>>) {
-        self.fleet.store(fleet.cloned());
+        // Not while a flush tells the one before.
+        let mut books = self.books();
+        let before = self.fleet.swap(fleet.cloned());
+        if before.as_ref().map(Arc::as_ptr) != fleet.map(Arc::as_ptr) {
+            self.tell_all_anew(&mut books.untold);
+        }
+    }
+
+    fn books(&self) -> MutexGuard<'_, Books> {
+        self.books.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Uses one of a caller's quota, or says what stands against it. `name` is who the caller is, for the store.
@@ -229,7 +272,6 @@ impl Quotas {
         match taken {
             Ok(before) => {
                 self.add_pending(key, cell, 1);
-                cell.own.fetch_add(1, Ordering::Relaxed);
                 let passed = quota.soft.is_some_and(|soft| before + 1 >= soft);
                 let warn = passed && !cell.warned.swap(true, Ordering::Relaxed);
                 Ok(Taken { standing: standing(before + 1), warn })
@@ -254,11 +296,14 @@ impl Quotas {
         }
     }
 
-    /// Adds to the store what was used since the last time, and learns what others have added. Blocks: call it from a
-    /// thread that may.
+    /// Adds to the store what was used since the last time, tells the fleet, and learns what others have counted. Blocks:
+    /// call it from a thread that may.
     pub fn flush(&self) -> Result<(), StoreError> {
         // Held until the end: of two flushes at a time, nobody would know whose totals are newer.
-        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut books = self.books();
+        let Books { store, untold } = &mut *books;
+        let mut store = store.as_mut().map(|(_, store)| store);
+        let fleet = self.fleet.load_full();
         let cells = self.cells.pin();
         // Not more than there are now: what comes in meanwhile is for the next time.
         let keys = (0..self.dirty.len()).map_while(|_| self.dirty.pop());
@@ -267,45 +312,120 @@ impl Quotas {
             Some(Pending { key, cell, used: cell.pending.swap(0, Ordering::Relaxed) })
         });
         let pending: Vec<Pending<'_>> = pending.collect();
-        if pending.is_empty() {
-            return Ok(());
-        }
-        let fleet = self.fleet.load_full();
-        let written = match (&fleet, &mut *store) {
-            (Some(fleet), _) => together(fleet, &pending),
-            (None, Some((_, store))) => write(store, &pending, &self.cells),
-            (None, None) => Err(StoreError::none()),
-        };
-        match written {
-            Ok(()) => {
-                self.state.writes.fetch_add(1, Ordering::Relaxed);
-                self.state.recovered();
+        untold.extend(pending.iter().map(|one| one.key));
+        let kept = match &mut store {
+            Some(store) => self.keep(store, &pending, untold),
+            None if fleet.is_none() && !pending.is_empty() => Err(StoreError::none()),
+            None => {
+                for one in &pending {
+                    one.cell.kept.stored.fetch_add(one.used, Ordering::Relaxed);
+                }
                 Ok(())
             }
-            Err(error) => {
-                pending.iter().for_each(|one| self.add_pending(one.key, one.cell, one.used));
-                self.state.failed(&error);
-                Err(error)
+        };
+        if kept.is_err() {
+            pending.iter().for_each(|one| self.add_pending(one.key, one.cell, one.used));
+        }
+        let file = store.as_ref().map(|store| store.id());
+        let told = match &fleet {
+            Some(fleet) => self.tell(fleet, file, kept.is_ok(), untold),
+            None => {
+                untold.clear();
+                Ok(false)
             }
+        };
+        let lost = "counting goes on in memory, and is lost if this process ends before the store works again";
+        let late = "counting goes on in the usage store, and the other gateways learn of it when Redis answers again";
+        match (kept, told) {
+            (Ok(()), Ok(told)) => {
+                if told || !pending.is_empty() {
+                    self.state.writes.fetch_add(1, Ordering::Relaxed);
+                    self.state.recovered();
+                }
+                Ok(())
+            }
+            (Err(error), _) => Err(self.state.failed(error, lost)),
+            (Ok(()), Err(error)) => Err(self.state.failed(error, if store.is_some() { late } else { lost })),
         }
     }
 
-    /// Forgets periods that are over, and of which everything is written.
+    /// Adds to the store, if there is something to add.
+    fn keep(&self, store: &mut Store, pending: &[Pending<'_>], untold: &mut Keys) -> Result<(), StoreError> {
+        if pending.is_empty() {
+            return Ok(());
+        }
+        let cells = self.cells.pin();
+        if store.follow()? {
+            // Their counts in the new file are learnt with the first that is added to it.
+            for cell in cells.values() {
+                cell.leave_store();
+            }
+            untold.extend(cells.keys());
+        }
+        if write(store, pending, &self.cells)? {
+            untold.extend(cells.keys());
+        }
+        Ok(())
+    }
+
+    /// Tells Redis what it does not know of this gateway's counts; false if it knows all. `file` is the store's.
+    fn tell(&self, fleet: &Fleet, file: Option<&str>, kept: bool, untold: &mut Keys) -> Result<bool, StoreError> {
+        let cells = self.cells.pin();
+        // What only memory has is told if the file does not take it. Otherwise it waits: of a process that crashes, Redis
+        // would have more than the file, and what the next one adds to that would be in Redis already.
+        let part = |cell: &Counted| match kept {
+            true => cell.kept.stored.load(Ordering::Relaxed),
+            false => cell.part(),
+        };
+        let parts = untold.iter().filter_map(|key| cells.get(key)).map(|cell| (cell, part(cell)));
+        let parts: Vec<_> = parts.filter(|(cell, part)| cell.kept.told.load(Ordering::Relaxed) != *part).collect();
+        let mut emptied = false;
+        for parts in parts.chunks(TOLD_AT_ONCE) {
+            let usages: Vec<_> = parts.iter().map(|(cell, part)| cell.usage(*part)).collect();
+            let totals = fleet.handle().block_on(fleet.count(file, &usages));
+            let totals = totals.map_err(|_| StoreError::redis(&fleet.settings.url))?;
+            for ((cell, part), total) in parts.iter().zip(totals) {
+                emptied |= cell.kept.told.swap(*part, Ordering::Relaxed) > total.before;
+                let others = total.sum.saturating_sub(total.before.max(*part));
+                cell.learn(cell.kept.stored.load(Ordering::Relaxed), others);
+                cell.used.fetch_max(total.sum, Ordering::Relaxed);
+            }
+        }
+        untold.clear();
+        if emptied {
+            log::warn!("Redis at {} has forgotten what it was told of quotas; it is told again", fleet.settings.url);
+            self.tell_all_anew(untold);
+        }
+        Ok(!parts.is_empty())
+    }
+
+    fn tell_all_anew(&self, untold: &mut Keys) {
+        for (key, cell) in &self.cells.pin() {
+            cell.kept.told.store(0, Ordering::Relaxed);
+            untold.insert(*key);
+        }
+    }
+
+    /// Forgets periods that are over, and of which everything is written where it has to be.
     fn forget(&self) {
-        let now = unix_now();
+        // Not while a flush has in hand what may have to be put back.
+        let _books = self.books();
+        let (now, in_fleet) = (unix_now(), self.fleet.load().is_some());
         let over = |cell: &Counted| {
-            cell.kept.window.end.saturating_add(AFTERWARDS) < now && cell.pending.load(Ordering::Relaxed) == 0
+            let told = || cell.kept.told.load(Ordering::Relaxed) == cell.kept.stored.load(Ordering::Relaxed);
+            cell.kept.window.end.saturating_add(AFTERWARDS) < now
+                && cell.pending.load(Ordering::Relaxed) == 0
+                && (!in_fleet || told())
         };
         self.cells.pin().retain(|_, cell| !over(cell));
     }
 
     /// Removes from the store what nobody looks back at any more.
     pub fn prune(&self) {
-        let mut store = self.store.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, store)) = &mut *store
+        if let Some((_, store)) = &mut self.books().store
             && let Err(error) = store.prune()
         {
-            self.state.failed(&error);
+            self.state.failed(error, "what is too old stays in it");
         }
     }
 
@@ -321,13 +441,10 @@ struct Pending<'c> {
     used: u64,
 }
 
-/// Adds to the store, and learns what other processes have added if there were any.
-fn write(store: &mut Store, pending: &[Pending<'_>], cells: &Cells) -> Result<(), StoreError> {
+/// Adds to the store, and learns what other processes have added; true if there were any.
+fn write(store: &mut Store, pending: &[Pending<'_>], cells: &Cells) -> Result<bool, StoreError> {
     let cells = cells.pin();
     let row = |cell: &Counted| Row(cell.kept.row.load(Ordering::Relaxed));
-    if store.follow()? {
-        cells.values().for_each(|cell| cell.kept.row.store(Row::UNKNOWN.0, Ordering::Relaxed));
-    }
     let adding = store.begin()?;
     let mut learnt = Vec::new();
     for Pending { cell, used, .. } in pending {
@@ -337,7 +454,8 @@ fn write(store: &mut Store, pending: &[Pending<'_>], cells: &Cells) -> Result<()
         }
     }
     // Also what is in a file that has just been opened was written by others.
-    if adding.others_have_written() {
+    let others = adding.others_have_written();
+    if others {
         for cell in cells.values() {
             let row = match row(cell) {
                 Row::UNKNOWN => adding.find(&cell.usage(0))?.unwrap_or(Row::UNKNOWN),
@@ -352,26 +470,16 @@ fn write(store: &mut Store, pending: &[Pending<'_>], cells: &Cells) -> Result<()
     }
     for (cell, row, total) in learnt {
         cell.kept.row.store(row.0, Ordering::Relaxed);
-        cell.learn(total);
+        cell.learn(total, 0);
     }
-    Ok(())
-}
-
-/// Tells Redis what this process has counted in all, and learns what the others have.
-fn together(fleet: &Fleet, pending: &[Pending<'_>]) -> Result<(), StoreError> {
-    let all: Vec<Usage> = pending.iter().map(|one| one.cell.usage(one.cell.own.load(Ordering::Relaxed))).collect();
-    let totals = fleet.handle().block_on(fleet.count(&all)).map_err(|_| StoreError::redis(&fleet.settings.url))?;
-    for ((one, own), total) in pending.iter().zip(&all).zip(totals) {
-        // The total falls when Redis is emptied; what the others have counted is not uncounted by that.
-        let others = total.saturating_sub(own.used);
-        let known = one.cell.kept.others.fetch_max(others, Ordering::Relaxed);
-        one.cell.used.fetch_add(others.saturating_sub(known), Ordering::Relaxed);
-    }
-    Ok(())
+    Ok(others)
 }
 
 /// Callers that are told apart at one time, beside consumers, of whom there are as many as the configuration has.
 const MOST_CALLERS: usize = 500_000;
+/// Counts of which Redis is told at one time.
+const TOLD_AT_ONCE: usize = 500;
+
 /// How many counts stand in for all callers beyond the most.
 const SHARED: u64 = 1024;
 
@@ -379,17 +487,16 @@ const SHARED: u64 = 1024;
 const AFTERWARDS: i64 = 120;
 
 impl State {
-    fn failed(&self, error: &StoreError) {
+    fn failed(&self, error: StoreError, consequence: &str) -> StoreError {
         self.failures.fetch_add(1, Ordering::Relaxed);
         let mut failure = self.failure.write().unwrap_or_else(PoisonError::into_inner);
         let message = error.to_string();
         // Once per failure: it is tried again every second.
         if *failure != message {
-            log::error!(
-                "{message}; counting goes on in memory, and is lost if this process ends before the store works again"
-            );
+            log::error!("{message}; {consequence}");
             *failure = message;
         }
+        error
     }
 
     fn recovered(&self) {

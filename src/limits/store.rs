@@ -64,6 +64,8 @@ pub struct Store {
     path: PathBuf,
     /// Device and number of the file that was opened.
     file: Option<(u64, u64)>,
+    /// Made with the file and kept in it: what it is called where several files are counted together.
+    id: String,
     /// Of the content, when it was last added to. It changes when another process writes.
     version: i64,
 }
@@ -131,7 +133,7 @@ impl Store {
         // WAL: readers such as backups do not wait; FULL: what is committed survives a loss of power.
         connection.pragma_update(None, "journal_mode", "WAL").map_err(explain)?;
         connection.pragma_update(None, "synchronous", "FULL").map_err(explain)?;
-        let mut store = Store { connection, path: path.to_owned(), file: file_at(path), version: 0 };
+        let mut store = Store { connection, path: path.to_owned(), file: file_at(path), id: String::new(), version: 0 };
         store.prepare(existed).map_err(explain)?.map_err(fail)?;
         Ok(store)
     }
@@ -176,10 +178,25 @@ impl Store {
         if version != SCHEMA {
             transaction.pragma_update(None, "user_version", SCHEMA)?;
         }
+        // Older files have none, in the first layout and in this one; older gateways do not look for it.
+        transaction.execute_batch("CREATE TABLE IF NOT EXISTS file (id TEXT NOT NULL) STRICT")?;
+        let id = transaction.query_row("SELECT id FROM file", [], |row| row.get(0)).optional()?;
+        self.id = match id {
+            Some(id) => id,
+            None => {
+                let id = format!("{:016x}", fastrand::u64(..));
+                transaction.execute("INSERT INTO file (id) VALUES (?1)", [&id])?;
+                id
+            }
+        };
         // Fails now, and not with the first count, if the file may not be written.
         prune(&transaction)?;
         transaction.commit()?;
         Ok(Ok(()))
+    }
+
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// Removes what nobody looks back at any more.
@@ -372,6 +389,8 @@ mod tests {
         assert_eq!(add(&mut one, &[usage("a", 1, 5), usage("b", 1, 1)]).unwrap(), [5, 1]);
         assert_eq!(add(&mut two, &[usage("a", 1, 2), usage("a", 2, 1), usage("c", 1, 0)]).unwrap(), [7, 1, 0]);
         assert_eq!(add(&mut one, &[usage("a", 1, 0)]).unwrap(), [7]);
+        assert_eq!(one.id(), two.id(), "it is the file's");
+        assert_ne!(one.id(), Store::open(&folder.0.join("other.db")).unwrap().id());
         drop((one, two));
         let found = Store::open(&file).unwrap().current(0).unwrap();
         let mut found: Vec<_> = found.into_iter().map(|(_, usage)| usage).collect();
@@ -420,8 +439,11 @@ mod tests {
         Connection::open(&file).unwrap().execute_batch(first).unwrap();
         let mut store = Store::open(&file).unwrap();
         assert_eq!(add(&mut store, &[usage("b", 1, 1), usage("a", 1, 1)]).unwrap(), [8, 6]);
+        let id = store.id().to_owned();
         drop(store);
-        assert_eq!(Store::open(&file).unwrap().current(0).unwrap().len(), 2, "it is migrated once");
+        let again = Store::open(&file).unwrap();
+        assert_eq!(again.current(0).unwrap().len(), 2, "it is migrated once");
+        assert_eq!(again.id(), id);
     }
 
     #[test]

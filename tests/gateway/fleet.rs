@@ -31,7 +31,10 @@ with_each_server! {
     no_request_waits_for_a_redis_that_hangs_and_all_is_well_when_it_goes_on,
     a_redis_that_was_emptied_is_a_new_beginning_and_no_failure,
     a_clock_that_was_set_back_locks_nobody_out,
-    a_quota_counts_what_all_gateways_have_served_also_after_a_crash_and_an_emptied_redis,
+    what_was_used_before_redis_was_configured_and_after_counts_once,
+    a_redis_that_was_emptied_is_told_again_what_was_used_of_quotas,
+    a_gateway_without_a_place_for_a_file_counts_in_redis_and_later_in_the_file,
+    a_quota_counts_what_all_gateways_have_served_also_after_a_crash,
 }
 
 fn yaml(redis: SocketAddr, more: &str, filter: &str) -> String {
@@ -251,13 +254,9 @@ async fn a_clock_that_was_set_back_locks_nobody_out(kind: Kind) {
     assert!(admitted(&gateways, 30).await >= 20);
 }
 
-async fn a_quota_counts_what_all_gateways_have_served_also_after_a_crash_and_an_emptied_redis(kind: Kind) {
+async fn a_quota_counts_what_all_gateways_have_served_also_after_a_crash(kind: Kind) {
     let redis = Redis::start(kind).await;
     let mut gateways = two(&redis, "{ quota: { amount: 100/year, by: gateway } }").await;
-    let remaining = |answer: &Answer| -> u64 {
-        let told = answer.header("ratelimit").unwrap();
-        told.split(";r=").nth(1).and_then(|rest| rest.split(';').next()?.parse().ok()).unwrap()
-    };
     assert_eq!(admitted(&gateways[..1], 60).await, 60);
     let written = |writes: f64| writes > 0.0;
     assert!(gateways[0].metric_becomes("headgate_usage_store_writes_total", &[], written).await);
@@ -281,6 +280,122 @@ async fn a_quota_counts_what_all_gateways_have_served_also_after_a_crash_and_an_
         }
     }
     assert!(refused.iter().all(|count| *count > 100), "both know that it is used up: {refused:?}");
+}
+
+/// What Redis has of the only quota: the parts of all gateways.
+async fn parts(redis: &Redis) -> Vec<u64> {
+    let keys = command(redis, &["KEYS", "*"]).await;
+    let key = keys.lines().find(|line| line.starts_with("headgate:quota:")).unwrap_or("none").to_owned();
+    let values = command(redis, &["HVALS", &key]).await;
+    let mut parts: Vec<u64> = values.lines().filter_map(|line| line.parse().ok()).collect();
+    parts.sort_unstable();
+    parts
+}
+
+async fn parts_become(redis: &Redis, expected: &[u64]) -> bool {
+    eventually(PATIENCE, || async { parts(redis).await == expected }).await
+}
+
+/// Waits until a gateway knows that so much of a quota of 1000 is left after another request.
+async fn learns(gateway: &Gateway, most_remaining: u64) -> bool {
+    let left = || async { remaining(&gateway.get("/").await) <= most_remaining };
+    eventually(PATIENCE, left).await
+}
+
+async fn what_was_used_before_redis_was_configured_and_after_counts_once(kind: Kind) {
+    let redis = Redis::start(kind).await;
+    let filter = "{ quota: { amount: 1000/year, by: gateway } }";
+    let together = yaml(redis.address, "", filter);
+    let alone: String =
+        together.lines().filter(|line| !line.starts_with("redis:")).map(|line| format!("{line}\n")).collect();
+    let mut gateway = Gateway::start(&alone).await;
+    assert_eq!(admitted(std::slice::from_ref(&gateway), 60).await, 60);
+    assert_eq!(gateway.reload(&together).await.status, 200);
+    assert!(parts_become(&redis, &[60]).await, "without a further request: {:?}", parts(&redis).await);
+    let other = Gateway::start(&together).await;
+    assert!(learns(&other, 939).await, "the other learns of them");
+
+    // In the fleet, through a crash.
+    let others: u64 = 1000 - 60 - remaining(&other.get("/").await);
+    assert_eq!(admitted(std::slice::from_ref(&gateway), 5).await, 5);
+    assert!(parts_become(&redis, &[others.min(65), others.max(65)]).await, "{others}: {:?}", parts(&redis).await);
+    gateway.signal(libc::SIGKILL);
+    gateway.exit(PATIENCE).await;
+    gateway.restart().await;
+    assert_eq!(admitted(std::slice::from_ref(&gateway), 1).await, 1);
+    assert!(parts_become(&redis, &[others.min(66), others.max(66)]).await, "{others}: {:?}", parts(&redis).await);
+
+    // Alone again it has its own, also as another process; and back in the fleet nothing is there twice.
+    assert_eq!(gateway.reload(&alone).await.status, 200);
+    assert_eq!(admitted(std::slice::from_ref(&gateway), 4).await, 4);
+    gateway.signal(libc::SIGTERM);
+    assert!(gateway.exit(PATIENCE).await.is_some_and(|status| status.success()));
+    gateway.restart().await;
+    assert_eq!(remaining(&gateway.get("/").await), 1000 - 71);
+    assert_eq!(gateway.reload(&together).await.status, 200);
+    assert!(parts_become(&redis, &[others.min(71), others.max(71)]).await, "{others}: {:?}", parts(&redis).await);
+    assert!(learns(&gateway, 1000 - 71 - others - 1).await, "and it learns of the others");
+}
+
+fn remaining(answer: &Answer) -> u64 {
+    let told = answer.header("ratelimit").unwrap();
+    told.split(";r=").nth(1).and_then(|rest| rest.split(';').next()?.parse().ok()).unwrap()
+}
+
+async fn a_redis_that_was_emptied_is_told_again_what_was_used_of_quotas(kind: Kind) {
+    let redis = Redis::start(kind).await;
+    let gateway =
+        Gateway::start(&yaml(redis.address, "", "{ quota: { amount: 1000/year, by: { header: x-caller } } }")).await;
+    let call = |caller: &'static str| {
+        let call = Call::get("/").header("x-caller", caller);
+        let gateway = &gateway;
+        async move { gateway.call(&call).await }
+    };
+    for caller in ["a", "a", "b", "b", "b"] {
+        call(caller).await;
+    }
+    let known = |count: usize| {
+        let redis = &redis;
+        eventually(PATIENCE, move || async move {
+            let keys = command(redis, &["KEYS", "headgate:quota:*"]).await;
+            keys.lines().filter(|line| line.starts_with("headgate:quota:")).count() == count
+        })
+    };
+    assert!(known(2).await);
+    assert!(command(&redis, &["FLUSHALL"]).await.starts_with("+OK"));
+    call("a").await;
+    assert!(known(2).await, "the next word of one caller brings all back");
+    assert!(gateway.logged().contains("it is told again"), "{}", gateway.logged());
+}
+
+async fn a_gateway_without_a_place_for_a_file_counts_in_redis_and_later_in_the_file(kind: Kind) {
+    let redis = Redis::start(kind).await;
+    let filter = "{ quota: { amount: 1000/year, by: gateway } }";
+    let elsewhere = |yaml: String| yaml.replace("interval: 50ms", "interval: 50ms, file: '{{dir}}/later/usage.db'");
+    let together = elsewhere(yaml(redis.address, "", filter));
+    let mut gateway = Gateway::start(&together).await;
+    assert!(gateway.logged().contains("kept in Redis alone"), "{}", gateway.logged());
+    assert_eq!(admitted(std::slice::from_ref(&gateway), 7).await, 7);
+    assert!(parts_become(&redis, &[7]).await);
+    let folder = gateway.directory().join("later");
+    std::fs::create_dir(&folder).unwrap();
+    assert_eq!(gateway.reload(&together).await.status, 200);
+    assert_eq!(admitted(std::slice::from_ref(&gateway), 2).await, 2);
+    assert!(
+        parts_become(&redis, &[9]).await,
+        "as the file's part, in place of the process's: {:?}",
+        parts(&redis).await
+    );
+
+    // But a file that is there and of no use is not passed over.
+    gateway.signal(libc::SIGTERM);
+    assert!(gateway.exit(PATIENCE).await.is_some_and(|status| status.success()));
+    std::fs::remove_dir_all(&folder).unwrap();
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::write(folder.join("usage.db"), vec![b'x'; 8192]).unwrap();
+    gateway.relaunch();
+    assert!(gateway.exit(PATIENCE).await.is_some_and(|status| !status.success()));
+    assert!(gateway.logged().contains("damaged or no database"), "{}", gateway.logged());
 }
 
 #[tokio::test]
