@@ -90,7 +90,7 @@ impl Lasting {
         self.quotas.open(file, |quota, caller| (limit_key(quota), limit_key(caller)))
     }
 
-    /// Writes what is used of quotas every `interval` from now on: to a fleet's Redis, or to the store.
+    /// Writes what is used of quotas every `interval` from now on: to the store, and to a fleet's Redis.
     pub fn keep_quotas(&self, fleet: Option<&Arc<Fleet>>, interval: Duration) {
         self.quotas.share(fleet);
         self.quotas.set_interval(interval);

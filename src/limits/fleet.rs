@@ -456,44 +456,45 @@ impl Fleet {
 
     /// Forgets leases that are over, and gives back what is left of them.
     pub async fn sweep(&self) {
-        let now = self.now();
-        let mut unspent = Vec::new();
-        self.leases.sweep(now, |lease| {
-            if lease.is_over(now) && lease.is_unspent(now) {
-                unspent.push(lease.clone());
-            }
-        });
-        self.hand_back(&unspent).await;
+        self.hand_back(Lease::is_over).await;
     }
 
     /// Gives back what is left of all leases, before the process ends. Blocks, for [`FAREWELL`] at most.
     pub fn close(&self) {
+        let all = self.hand_back(|_, _| true);
+        let _ = self.handle.block_on(async { tokio::time::timeout(FAREWELL, all).await });
+    }
+
+    /// Gives back what is left of leases that are `due`.
+    async fn hand_back(&self, due: impl Fn(&Lease, u64) -> bool) {
         let now = self.now();
         let mut unspent = Vec::new();
         self.leases.sweep(now, |lease| {
-            if lease.is_unspent(now) {
+            if lease.is_unspent(now) && due(lease, now) {
                 unspent.push(lease.clone());
             }
         });
-        let _ = self.handle.block_on(async { tokio::time::timeout(FAREWELL, self.hand_back(&unspent)).await });
-    }
-
-    async fn hand_back(&self, unspent: &[Arc<Lease>]) {
         for leases in unspent.chunks(GIVEN_BACK_AT_ONCE) {
             if !self.is_up() {
                 return;
             }
-            futures_util::future::join_all(leases.iter().map(|lease| self.hand_back_one(lease))).await;
+            futures_util::future::join_all(leases.iter().map(|lease| self.hand_back_one(lease, &due))).await;
         }
     }
 
-    async fn hand_back_one(&self, lease: &Arc<Lease>) {
+    async fn hand_back_one(&self, lease: &Arc<Lease>, due: impl Fn(&Lease, u64) -> bool) {
         let Some(account) = lease.account.get() else { return };
         if lease.asking.swap(true, Ordering::Relaxed) {
             return;
         }
+        let mut question = Question { lease: lease.clone(), owed: 0 };
+        // The caller may have come back since.
+        let now = self.now();
+        if !lease.is_unspent(now) || !due(lease, now) {
+            return;
+        }
         lease.give_up();
-        let mut question = Question { lease: lease.clone(), owed: lease.owed.swap(0, Ordering::Relaxed) };
+        question.owed = lease.owed.swap(0, Ordering::Relaxed);
         let Ok(granted) = question.put(self, &account.rate, &account.name, 0).await else { return };
         lease.whole.store(self.now() + nanos(granted.ahead), Ordering::Relaxed);
         lease.free.store(granted.free, Ordering::Relaxed);
