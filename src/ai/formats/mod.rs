@@ -51,6 +51,14 @@ impl Format {
     }
 }
 
+/// An id for what a provider gave none, such as a tool call: `prefix`, usually with its `_` or `-`, and 24 random letters.
+pub fn made_up(prefix: &str) -> String {
+    let mut id = String::with_capacity(prefix.len() + 24);
+    id.push_str(prefix);
+    id.extend((0..24).map(|_| fastrand::alphanumeric()));
+    id
+}
+
 /// How a format is spoken with callers.
 pub trait Caller: Sync {
     /// Reads a request. `model` and `stream` are what the path says, for formats that write them there.
