@@ -8,6 +8,8 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value};
 
+use super::formats::Format;
+
 /// What a caller asks of a model.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ChatRequest {
@@ -37,8 +39,11 @@ pub struct ChatRequest {
     pub stream_usage: bool,
     /// Who the end user is, for the provider's watch over abuse.
     pub user: Option<String>,
-    /// Fields that have no place here, by their names in the caller's dialect.
+    /// Fields that have no place here, by their names in the caller's dialect; those inside another by their path, such as
+    /// `generationConfig.mediaResolution` or `input[3]`.
     pub rest: Map<String, Value>,
+    /// The dialect that `rest` is written in. Only a provider that speaks it may be given `rest`; `None` is no one's.
+    pub dialect: Option<Format>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -92,7 +97,8 @@ pub enum Part {
 /// A model's wish that a tool be called.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ToolCall {
-    /// Unique within the conversation. Formats without ids make one when they read (`call_` and random letters).
+    /// Unique within the conversation. Formats without ids make one when they read. It may hold a signature, see
+    /// [`tool_ids`](super::tool_ids).
     pub id: String,
     pub name: String,
     /// A JSON document as text, as the model wrote it; empty means `{}`.
@@ -120,7 +126,7 @@ pub struct Thought {
     pub text: String,
     /// Proves to the provider that the text is its own; replayed unchanged.
     pub signature: Option<String>,
-    /// The thought in a form that only the provider can read; replayed unchanged.
+    /// The thought in a form that only the provider can read; replayed unchanged. Gemini's begins with `gemini:`.
     pub encrypted: Option<String>,
 }
 

@@ -4,3 +4,4 @@ pub mod chat;
 pub mod formats;
 pub mod quirks;
 pub mod stream;
+pub mod tool_ids;
