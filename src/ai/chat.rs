@@ -20,6 +20,8 @@ pub struct ChatRequest {
     pub tool_choice: Option<ToolChoice>,
     /// Whether the model may call several tools at once; `None` leaves it to the model.
     pub parallel_tools: Option<bool>,
+    /// The caller knows tools as OpenAI's deprecated `functions` only, and is answered in kind.
+    pub legacy_functions: bool,
     pub output: Option<OutputFormat>,
     pub reasoning: Option<Reasoning>,
     /// The most tokens of the answer, reasoning included.
@@ -214,6 +216,8 @@ pub struct ChatAnswer {
     pub choices: Vec<Choice>,
     /// `None` if the provider did not tell.
     pub usage: Option<Usage>,
+    /// What has no place here, by its path in the provider's dialect, such as `choices[0].message.annotations`.
+    pub rest: Map<String, Value>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
@@ -259,6 +263,20 @@ pub struct Usage {
     pub audio_input: u64,
     /// Of `output`, tokens of audio.
     pub audio_output: u64,
+}
+
+impl Usage {
+    /// Takes what a later report of the same call says: field by field the larger.
+    pub fn absorb(&mut self, later: &Usage) {
+        self.input = self.input.max(later.input);
+        self.output = self.output.max(later.output);
+        self.cache_read = self.cache_read.max(later.cache_read);
+        self.cache_write = self.cache_write.max(later.cache_write);
+        self.cache_write_long = self.cache_write_long.max(later.cache_write_long);
+        self.reasoning = self.reasoning.max(later.reasoning);
+        self.audio_input = self.audio_input.max(later.audio_input);
+        self.audio_output = self.audio_output.max(later.audio_output);
+    }
 }
 
 /// A step of a streamed answer. A decoder emits `Start` once and first, opens a part before its deltas, and ends with `End` or

@@ -25,6 +25,23 @@ pub enum Quirk {
     CacheControl,
     /// Takes texts only as a string, not as a list of parts.
     StringContent,
+    /// Takes thoughts of earlier answers back as `reasoning_content`.
+    ReasoningContent,
+    /// Takes `reasoning` with an effort or a budget instead of `reasoning_effort`, and thoughts with their signatures back as
+    /// `reasoning_details`.
+    ReasoningDetails,
+    /// Takes Gemini's thought signatures back in `extra_content` of tool calls.
+    ThoughtSignatures,
+    /// Takes ids of tool calls only of nine letters and digits.
+    ShortToolIds,
+    /// Takes `top_k`.
+    TopK,
+    /// Takes `video_url` parts.
+    VideoParts,
+    /// Calls the seed `random_seed`.
+    RandomSeed,
+    /// Refuses `user`.
+    NoUser,
 }
 
 /// The deviations of one provider.
