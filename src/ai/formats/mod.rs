@@ -3,6 +3,10 @@
 //! A format that callers speak implements [`Caller`], one that providers speak implements [`Provider`]; most do both. Meaning
 //! is here, framing is in [`crate::ai::stream`]. Nothing in here knows of connections, keys or routes.
 
+mod openai_chat;
+mod reading;
+mod writing;
+
 use http::HeaderMap;
 
 use super::chat::{ChatAnswer, ChatEvent, ChatRequest, Dropped, Failure};
@@ -42,12 +46,18 @@ impl Format {
 
     /// `None` if callers do not speak it.
     pub fn caller(self) -> Option<&'static dyn Caller> {
-        None
+        match self {
+            Format::OpenAiChat => Some(&openai_chat::OpenAiChat),
+            _ => None,
+        }
     }
 
     /// `None` if providers do not speak it.
     pub fn provider(self) -> Option<&'static dyn Provider> {
-        None
+        match self {
+            Format::OpenAiChat => Some(&openai_chat::OpenAiChat),
+            _ => None,
+        }
     }
 }
 
