@@ -6,6 +6,8 @@
 
 use std::borrow::Cow;
 
+use schemars::JsonSchema;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::formats::Format;
@@ -350,7 +352,8 @@ pub struct Failure {
     pub param: Option<String>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum FailureKind {
     InvalidRequest,
     /// The prompt does not fit into the model's context.

@@ -8,15 +8,20 @@ mod reading;
 mod writing;
 
 use http::HeaderMap;
+use schemars::JsonSchema;
+use serde::Deserialize;
 
 use super::chat::{ChatAnswer, ChatEvent, ChatRequest, Dropped, Failure};
 use super::quirks::Quirks;
 use super::stream::{Frame, Framing};
 
 /// A format by its name in configurations and provider files.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
 pub enum Format {
+    #[serde(rename = "openai_chat")]
     OpenAiChat,
+    #[serde(rename = "openai_responses")]
     OpenAiResponses,
     Anthropic,
     Gemini,
