@@ -1,0 +1,1 @@
+"""Regenerates the models of the provider files from a public price list."""
