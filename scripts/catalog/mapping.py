@@ -29,6 +29,14 @@ PER_TOKEN = {
     "image_input": "input_cost_per_image_token",
     "image_output": "output_cost_per_image_token",
 }
+# By mode: our price for one of something, and the list's words for it. What the list calls the input of an image is older.
+PER_UNIT = {
+    "image": {"image": ("output_cost_per_image", "input_cost_per_image")},
+    "audio_transcription": {"second": ("input_cost_per_second", "output_cost_per_second")},
+    "audio_speech": {"character": ("input_cost_per_character",)},
+    "rerank": {"request": ("input_cost_per_request", "input_cost_per_query")},
+}
+PER_CALL = {"request": ("input_cost_per_request",)}
 TIERED = ("input", "output", "reasoning", "cache_read", "cache_write", "cache_write_long")
 
 # What these are like if they have no price of their own.
@@ -156,22 +164,10 @@ def prices(entry, mode):
 
 def units(entry, mode):
     """What is not counted in tokens, in dollars for one."""
-
-    def exact_to_a_step(value):
-        cost = exact(value)
-        return cost and cost.quantize(Decimal("0.000000000001"))
-
-    made = {}
-    if mode == "image":
-        made["image"] = exact_to_a_step(entry.get("output_cost_per_image")) or exact_to_a_step(entry.get("input_cost_per_image"))
-    if mode == "audio_transcription":
-        made["second"] = exact_to_a_step(entry.get("input_cost_per_second")) or exact_to_a_step(entry.get("output_cost_per_second"))
-    if mode == "audio_speech":
-        made["character"] = exact_to_a_step(entry.get("input_cost_per_character"))
-    made["request"] = exact_to_a_step(entry.get("input_cost_per_request"))
-    if mode == "rerank":
-        made["request"] = made["request"] or exact_to_a_step(entry.get("input_cost_per_query"))
-    return made
+    return {
+        name: next((cost for key in keys if (cost := per_unit(entry.get(key)))), None)
+        for name, keys in (PER_CALL | PER_UNIT.get(mode, {})).items()
+    }
 
 
 def steps(entry):
@@ -217,7 +213,12 @@ def exact(value):
 def per_million(value):
     cost = exact(value)
     # The smallest step of a price of ours; the list has a few quotients with more digits.
-    return (cost * 1_000_000).quantize(Decimal("0.000001")) or None if cost else None
+    return ((cost * 1_000_000).quantize(Decimal("0.000001")) or None) if cost else None
+
+
+def per_unit(value):
+    cost = exact(value)
+    return (cost.quantize(Decimal("0.000000000001")) or None) if cost else None
 
 
 def number(value):

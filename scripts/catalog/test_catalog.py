@@ -23,7 +23,10 @@ def entry(**more):
 
 class Mapping(unittest.TestCase):
     def test_a_model_has_what_the_list_says_and_nothing_more(self):
-        expected = "{ context: 1000, max_output: 100, input: [text, image], tools: true, prices: { input: 1.25, output: 10, cache_read: 0.125 } }"
+        expected = (
+            "{ context: 1000, max_output: 100, input: [text, image], tools: true, "
+            "prices: { input: 1.25, output: 10, cache_read: 0.125 } }"
+        )
         self.assertEqual(files.flow(mapping.model(ENTRY)), expected)
 
     def test_a_zero_says_nothing(self):
@@ -54,6 +57,16 @@ class Mapping(unittest.TestCase):
         })
         expected = "{ input: 0.4, output: 1.2, tiers: [{ above: 256000, input: 1.2, output: 3.6 }] }"
         self.assertEqual(files.flow(ranged["prices"]), expected)
+
+    def test_what_is_not_counted_in_tokens_has_a_price_for_one(self):
+        for mode, key, expected in (
+            ("image_generation", "output_cost_per_image", "{ image: 0.04 }"),
+            ("audio_transcription", "input_cost_per_second", "{ second: 0.04 }"),
+            ("audio_speech", "input_cost_per_character", "{ character: 0.04 }"),
+            ("rerank", "input_cost_per_query", "{ request: 0.04 }"),
+            ("chat", "input_cost_per_request", "{ request: 0.04 }"),
+        ):
+            self.assertEqual(files.flow(mapping.model({"mode": mode, key: 0.04})["prices"]), expected, mode)
 
     def test_a_class_is_a_multiple_only_if_input_and_output_agree(self):
         agreeing = entry(input_cost_per_token_batches=6.25e-07, output_cost_per_token_batches=5e-06)
