@@ -31,7 +31,7 @@ pub struct ProviderFile {
     pub base_urls: BaseUrls,
     /// What stands in braces in the base URLs, by name.
     #[serde(default)]
-    #[schemars(extend("propertyNames" = { "pattern": "^[a-z][a-z0-9_]{0,31}$", "description": "lower-case letters, digits and `_`" }))]
+    #[schemars(extend("propertyNames" = { "pattern": "^[a-z][a-z0-9_]{0,31}$", "description": "lower-case, digits, `_`" }))]
     pub variables: BTreeMap<String, Variable>,
     #[serde(default)]
     pub credential: Credential,

@@ -66,12 +66,17 @@ impl Catalog {
         configuration.join("providers")
     }
 
+    /// The schema of a provider file, for editors and for checking.
+    pub fn schema() -> ConfigSchema {
+        ConfigSchema::of::<ProviderFile>(&[])
+    }
+
     fn read_folder(&mut self, folder: &Path, problems: &mut Problems) {
         let files = match document::files_of(folder) {
             Ok(files) => files,
             Err(error) => return problems.add(folder.display().to_string(), format!("cannot be read: {error}")),
         };
-        let schema = ConfigSchema::of::<ProviderFile>(&[]);
+        let schema = Catalog::schema();
         for file in files.into_iter().filter(|file| !is_embedded(file)) {
             if let Some(spec) = read(&file, &schema, problems) {
                 let name = spec.name().to_owned();

@@ -58,6 +58,16 @@ impl ProviderSpec {
         self.file.quirks.iter().copied().collect()
     }
 
+    /// The formats in which a model is served, or those of the provider if nothing is known of the model.
+    pub fn formats<'s>(&'s self, model: Option<&'s Model>) -> impl Iterator<Item = Format> + 's {
+        let own = model.map_or(&[][..], |model| &model.formats);
+        self.file
+            .base_urls
+            .iter()
+            .map(|(format, _)| format)
+            .filter(move |format| own.is_empty() || own.contains(format))
+    }
+
     pub fn serves(&self, operation: Operation) -> bool {
         self.file.operations.contains(&operation)
     }

@@ -16,8 +16,8 @@ fn nothing(_: &str) -> Option<String> {
 
 /// What a file says, read as an override is, or its problems as text.
 fn checked(name: &str, text: &str) -> Result<ProviderFile, String> {
-    let schema = ConfigSchema::of::<ProviderFile>(&[]);
-    let loaded = load_str::<ProviderFile>(name, text, &schema, &nothing).map_err(|found| found.to_string())?;
+    let loaded =
+        load_str::<ProviderFile>(name, text, &Catalog::schema(), &nothing).map_err(|found| found.to_string())?;
     let mut found = Problems::default();
     verify::verify(&loaded.config, &mut found);
     loaded.sources.place_all(&mut found);
@@ -181,6 +181,37 @@ fn five_lines_make_a_provider() {
     let model = provider.model("example-1").unwrap();
     assert_eq!((model.context, model.mode, &*model.input), (Some(8192), Mode::Chat, &[Modality::Text][..]));
     assert_eq!(catalog.find_model("example-1").len(), 1);
+}
+
+/// The first YAML in a source's documentation.
+fn documented(source: &str) -> String {
+    let block = source.split("/// ```yaml\n").nth(1).and_then(|rest| rest.split("/// ```").next()).unwrap();
+    block.lines().map(|line| format!("{}\n", line.trim_start_matches("/// "))).collect()
+}
+
+#[test]
+fn what_the_documentation_shows_is_accepted() {
+    let provider = documented(include_str!("file.rs"));
+    checked("documentation", &provider).unwrap();
+    let model = documented(include_str!("model.rs"));
+    checked("documentation", &format!("{provider}models:\n  {model}")).unwrap();
+    let prices = documented(include_str!("price.rs"));
+    let file = checked("documentation", &format!("{provider}models:\n  a:\n    {prices}")).unwrap();
+    assert_eq!(file.models["a"].prices.as_ref().unwrap().tiers.len(), 1);
+}
+
+#[test]
+fn a_model_may_be_served_in_fewer_formats_than_its_provider_speaks() {
+    let catalog = Catalog::default();
+    let formats = |provider: &str, model: &str| {
+        let provider = catalog.provider(provider).unwrap();
+        provider.formats(provider.model(model).as_deref()).collect::<Vec<_>>()
+    };
+    assert_eq!(formats("openai", "gpt-4o"), [Format::OpenAiChat, Format::OpenAiResponses]);
+    assert_eq!(formats("openai", "gpt-5-pro"), [Format::OpenAiResponses]);
+    assert_eq!(formats("vertex", "claude-opus-4-5"), [Format::Anthropic]);
+    assert_eq!(formats("vertex", "gemini-2.5-pro"), [Format::Gemini]);
+    assert_eq!(formats("openai", "gpt-of-tomorrow"), [Format::OpenAiChat, Format::OpenAiResponses]);
 }
 
 #[test]
