@@ -3,7 +3,14 @@
 pub mod catalog;
 pub mod chat;
 pub mod cost;
+pub mod endpoint;
 pub mod formats;
+pub mod keys;
+pub mod operation;
+pub mod passing;
 pub mod quirks;
+pub mod retry_after;
 pub mod stream;
+pub mod targets;
 pub mod tool_ids;
+pub mod usage;

@@ -3,6 +3,7 @@
 //! Text becomes a tree with places ([`document`]), the tree is compared with the schema ([`check`]), and only a tree
 //! without problems is decoded. What the values mean together is found when a snapshot is compiled.
 
+pub mod ai;
 pub mod backend;
 pub mod check;
 pub mod consumer;

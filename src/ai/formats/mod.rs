@@ -118,7 +118,7 @@ pub trait Provider: Sync {
 }
 
 /// What the path of a request says.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PathFacts<'p> {
     pub model: Option<&'p str>,
     pub stream: Option<bool>,

@@ -1,0 +1,156 @@
+//! Where a provider takes calls of one format, and what a request there looks like.
+
+use http::uri::{Authority, Scheme};
+use http::{HeaderName, HeaderValue, Uri};
+use pingora::http::RequestHeader;
+
+use super::catalog::Credential;
+use super::formats::Format;
+
+/// One base URL of a provider, taken apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    pub format: Format,
+    /// As `Host` names it.
+    pub authority: String,
+    pub https: bool,
+    /// What stands before the format's own paths, without a slash at the end.
+    prefix: String,
+}
+
+impl Endpoint {
+    /// Takes a base URL apart; an error says what is wrong with it.
+    pub fn parse(format: Format, url: &str) -> Result<Endpoint, String> {
+        let uri: Uri = url.parse().map_err(|_| "this is not a URL".to_owned())?;
+        let https = match uri.scheme() {
+            Some(scheme) if *scheme == Scheme::HTTPS => true,
+            Some(scheme) if *scheme == Scheme::HTTP => false,
+            _ => return Err("a URL begins with `https://` or `http://`".to_owned()),
+        };
+        let authority = uri.authority().ok_or("the URL names no host")?;
+        if authority.as_str().contains('@') {
+            return Err("credentials do not belong into a URL; write them as `keys`".to_owned());
+        }
+        if uri.query().is_some() {
+            return Err("a base URL has no query".to_owned());
+        }
+        let prefix = uri.path().trim_end_matches('/').to_owned();
+        Ok(Endpoint { format, authority: authority.as_str().to_owned(), https, prefix })
+    }
+
+    /// `host:port`, as targets are written.
+    pub fn address(&self) -> String {
+        let port = self.authority.parse::<Authority>().ok().and_then(|authority| authority.port_u16());
+        match port {
+            Some(_) => self.authority.clone(),
+            None => format!("{}:{}", self.authority, if self.https { 443 } else { 80 }),
+        }
+    }
+
+    /// The path and query of a chat call. `path` is the provider's own, where it differs from the format's.
+    pub fn chat_path(&self, model: &str, stream: bool, path: Option<&str>) -> String {
+        let prefix = &self.prefix;
+        match self.format {
+            Format::OpenAiChat => format!("{prefix}{}", path.unwrap_or("/chat/completions")),
+            Format::OpenAiResponses => format!("{prefix}/responses"),
+            Format::Anthropic => format!("{prefix}/messages"),
+            Format::Gemini if stream => format!("{prefix}/models/{}:streamGenerateContent?alt=sse", segments(model)),
+            Format::Gemini => format!("{prefix}/models/{}:generateContent", segments(model)),
+            Format::Bedrock if stream => format!("{prefix}/model/{}/converse-stream", segment(model)),
+            Format::Bedrock => format!("{prefix}/model/{}/converse", segment(model)),
+            Format::Cohere => format!("{prefix}/chat"),
+            Format::Ollama => format!("{prefix}/api/chat"),
+        }
+    }
+}
+
+/// A name of a model as one segment of a path.
+fn segment(name: &str) -> String {
+    escaped(name, |byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
+}
+
+/// A name that may stand for several segments, such as `publishers/x/models/y`.
+fn segments(name: &str) -> String {
+    escaped(name, |byte| byte.is_ascii_alphanumeric() || b"-._~/@".contains(&byte))
+}
+
+fn escaped(text: &str, plain: impl Fn(u8) -> bool) -> String {
+    let mut out = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match plain(byte) {
+            true => out.push(char::from(byte)),
+            false => out += &format!("%{byte:02X}"),
+        }
+    }
+    // Nothing in a name may lead out of its place.
+    if out.split('/').any(|part| matches!(part, "." | "..")) { out.replace('.', "%2E") } else { out }
+}
+
+/// Puts a key where the provider looks for it. False if the header would not be legal.
+pub fn show_key(head: &mut RequestHeader, credential: &Credential, key: &str) -> bool {
+    let secret = |text: &str| {
+        let mut value = HeaderValue::from_str(text).ok()?;
+        value.set_sensitive(true);
+        Some(value)
+    };
+    let shown = match credential {
+        Credential::Bearer => secret(&format!("Bearer {key}")).map(|value| (http::header::AUTHORIZATION, value)),
+        Credential::Header(name) => {
+            HeaderName::from_bytes(name.as_bytes()).ok().and_then(|name| Some((name, secret(key)?)))
+        }
+        Credential::Query(name) => {
+            let joint = if head.uri.query().is_some() { '&' } else { '?' };
+            let target = head.uri.path_and_query().map_or("/", |target| target.as_str());
+            let target = format!("{target}{joint}{name}={}", segment(key));
+            let Ok(uri) = target.parse::<Uri>() else { return false };
+            head.set_uri(uri);
+            return true;
+        }
+        Credential::AwsSigv4 | Credential::GoogleOauth => None,
+        Credential::None => return true,
+    };
+    shown.is_some_and(|(name, value)| head.insert_header(name, value).is_ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_url_is_taken_apart() {
+        let endpoint = Endpoint::parse(Format::OpenAiChat, "https://api.example.com/openai/v1/").unwrap();
+        assert_eq!(endpoint.address(), "api.example.com:443");
+        assert_eq!(endpoint.chat_path("m", true, None), "/openai/v1/chat/completions");
+        let local = Endpoint::parse(Format::Ollama, "http://127.0.0.1:11434").unwrap();
+        assert_eq!((local.address().as_str(), local.https), ("127.0.0.1:11434", false));
+        assert_eq!(local.chat_path("m", false, None), "/api/chat");
+        for wrong in ["api.example.com", "ftp://a/", "https://user:pw@a/", "https://a/?k=1", "https://"] {
+            assert!(Endpoint::parse(Format::OpenAiChat, wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_models_name_stays_in_its_place_of_the_path() {
+        let bedrock = Endpoint::parse(Format::Bedrock, "https://bedrock.example").unwrap();
+        let name = "arn:aws:bedrock:eu:1:profile/a?b#c";
+        assert_eq!(
+            bedrock.chat_path(name, true, None),
+            "/model/arn%3Aaws%3Abedrock%3Aeu%3A1%3Aprofile%2Fa%3Fb%23c/converse-stream"
+        );
+        let gemini = Endpoint::parse(Format::Gemini, "https://g.example/v1beta").unwrap();
+        assert_eq!(gemini.chat_path("tuned/x y", false, None), "/v1beta/models/tuned/x%20y:generateContent");
+        assert!(!gemini.chat_path("../../secret", false, None).contains(".."));
+    }
+
+    #[test]
+    fn a_key_is_shown_where_the_provider_looks_and_is_not_printed() {
+        let mut head = RequestHeader::build("POST", b"/v1/x?alt=sse", None).unwrap();
+        assert!(show_key(&mut head, &Credential::Query("key".into()), "s3/cret"));
+        assert_eq!(head.uri.to_string(), "/v1/x?alt=sse&key=s3%2Fcret");
+        assert!(show_key(&mut head, &Credential::Header("x-api-key".into()), "s3cret"));
+        assert!(show_key(&mut head, &Credential::Bearer, "s3cret"));
+        assert_eq!(head.headers["authorization"], "Bearer s3cret");
+        assert!(!format!("{:?}", head.headers).contains("s3cret"));
+        assert!(!show_key(&mut head, &Credential::Bearer, "line\nbreak"));
+    }
+}

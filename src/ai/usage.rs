@@ -1,0 +1,34 @@
+//! What a call has used, and what it costs.
+
+use super::catalog::ProviderSpec;
+use super::chat::{Stop, Usage};
+use super::cost::{Cost, Used};
+use crate::telemetry::exchange::{AiCall, Tokens};
+
+impl Stop {
+    /// OpenAI's word for it, which logs use.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stop::End | Stop::Paused | Stop::Malformed => "stop",
+            Stop::MaxTokens | Stop::ContextFull => "length",
+            Stop::ToolUse => "tool_calls",
+            Stop::Filtered => "content_filter",
+        }
+    }
+}
+
+/// Enters into the record of a call what the provider says that it has used. What it does not say stays unknown.
+pub fn settle(record: &mut AiCall, spec: &ProviderSpec, model: &str, usage: Option<&Usage>) {
+    let Some(usage) = usage else { return };
+    record.tokens = Some(Tokens {
+        input: usage.input,
+        output: usage.output,
+        cache_read: usage.cache_read,
+        cache_write: usage.cache_write,
+        reasoning: usage.reasoning,
+    });
+    record.cost = match spec.cost(model, &Used::from(*usage)) {
+        Cost::Known(money) => Some(money.nanos()),
+        Cost::Unknown => None,
+    };
+}
