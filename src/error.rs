@@ -63,6 +63,8 @@ reasons! {
     /// The service is for subscribers, and the caller has no approved subscription.
     NotSubscribed = "not_subscribed", 403, Client, "No subscription", "http_request_denied";
     RouteNotFound = "route_not_found", 404, Client, "No such route", "http_request_denied";
+    /// No model has this name, or the caller may not call it.
+    ModelNotFound = "model_not_found", 404, Client, "No such model", "http_request_denied";
     MethodNotAllowed = "method_not_allowed", 405, Client, "Method not allowed", "http_request_denied";
     RequestTimeout = "request_timeout", 408, Client, "Request not completed in time", "http_request_error";
     BodyTooLarge = "body_too_large", 413, Client, "Request body too large", "http_request_denied";
@@ -81,6 +83,8 @@ reasons! {
     /// The client left before the answer was complete; nothing can be sent.
     ClientClosed = "client_closed", 499, Client, "Client closed the connection", "http_request_error";
     Internal = "internal", 500, Gateway, "Internal error", "proxy_internal_error";
+    /// Bodies that are held take all the memory that they may.
+    OutOfMemory = "out_of_memory", 503, Gateway, "Too much held in memory", "proxy_internal_error";
     /// A fault that the configuration asked for.
     FaultInjected = "fault_injected", 503, Gateway, "Injected fault", "http_request_denied";
     UpstreamRefused = "upstream_connect_failed", 502, Upstream, "Upstream refused the connection", "connection_refused";

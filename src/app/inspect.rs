@@ -269,6 +269,8 @@ pub fn explain(path: &Path, wanted: &str) -> Result<(), String> {
         }
         Backend::Respond(respond) => format!("respond {}", respond.status),
         Backend::Redirect(redirect) => format!("redirect {}", redirect.status.get()),
+        Backend::Ai(route) if route.models.is_empty() => "all models".to_owned(),
+        Backend::Ai(route) => format!("models {}", route.models.join(", ")),
     };
     let _ = writeln!(text, "backend  {backend}");
     if let Some(mirror) = &route.mirror {

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::ai::AiRoute;
 use super::units::{Duration, Share};
 
 /// What answers the requests of a route: exactly one of these.
@@ -19,6 +20,8 @@ pub enum Backend {
     Respond(Respond),
     /// Sends the client elsewhere.
     Redirect(Redirect),
+    /// The models of the section `ai`.
+    Ai(AiRoute),
 }
 
 /// Divides traffic over upstreams, for canaries and experiments.

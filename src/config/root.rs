@@ -6,6 +6,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::Deserialize;
 
+use super::ai::Ai;
 use super::consumer::{Consumer, Identity, Plan, Usage};
 use super::dns::Dns;
 use super::filter_entry::FilterEntry;
@@ -62,6 +63,8 @@ pub struct Config {
     /// Where what was used of quotas is kept. Read at the start only.
     #[serde(default)]
     pub usage: Usage,
+    /// Models that can be called, and their providers.
+    pub ai: Option<Ai>,
     /// Makes several gateways a fleet whose limits hold together. Default: this gateway counts by itself.
     pub redis: Option<Redis>,
 }
@@ -82,6 +85,7 @@ impl Loaded<Config> {
         config.services.clear();
         config.consumers.clear();
         config.plans.clear();
+        config.ai = None;
         self.sources = Default::default();
     }
 }

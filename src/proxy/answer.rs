@@ -7,9 +7,12 @@ use pingora::http::ResponseHeader;
 use pingora::proxy::Session;
 use std::time::Duration;
 
+use super::ai;
 use super::context::Context;
+use crate::ai::formats::Format;
 use crate::error::{Error, Fault, Reason};
 use crate::filters::filter::{Answer, Response};
+use crate::snapshot::Backend;
 
 const PROBLEM_JSON: HeaderValue = HeaderValue::from_static("application/problem+json");
 const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
@@ -50,7 +53,20 @@ pub async fn send_error(session: &mut Session, ctx: &mut Context, error: Error) 
     if is_grpc(&session.req_header().headers) {
         return send_grpc_error(session, ctx, &error).await;
     }
-    send(session, ctx, problem(&error, &ctx.exchange.request_id.clone())).await
+    let request_id = ctx.exchange.request_id.clone();
+    let made = match dialect(session, ctx) {
+        Some(format) => ai::in_dialect(format, &error, &String::from_utf8_lossy(request_id.as_bytes())),
+        None => None,
+    };
+    send(session, ctx, made.unwrap_or_else(|| problem(&error, &request_id))).await
+}
+
+/// How callers of a route to models speak: their libraries understand no other errors.
+fn dialect(session: &Session, ctx: &Context) -> Option<Format> {
+    let snapshot = ctx.snapshot.as_ref()?;
+    let Backend::Ai(_) = ctx.route(snapshot)?.backend else { return None };
+    let path = session.req_header().uri.path();
+    Some(ai::operation(session, path)?.format())
 }
 
 /// 405 with the methods that the path does have (RFC 9110, section 15.5.6).

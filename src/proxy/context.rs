@@ -84,6 +84,7 @@ impl Default for Context {
                 certificate: None,
                 limit: None,
                 cause: None,
+                ai: None,
                 upstream: None,
                 target: None,
                 attempts: 0,

@@ -2,6 +2,7 @@
 //!
 //! Each hook is a line or two over the file of its phase. What a request carries between them is [`Context`].
 
+mod ai;
 mod answer;
 mod body;
 mod context;

@@ -11,7 +11,7 @@ use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
 use pingora::proxy::Session;
 
 use super::context::Context;
-use super::{Proxy, answer, forward, mirror, receive, tunnel};
+use super::{Proxy, ai, answer, forward, mirror, receive, tunnel};
 use crate::error::{Error, Reason};
 use crate::filters::access::cors::Cors;
 use crate::filters::filter::{Answer, Flow, Request, RequestStep};
@@ -26,6 +26,8 @@ enum Next {
     Forward,
     /// Its target is chosen; the connection may have to be switched to another protocol.
     Tunnel,
+    /// Providers of models are asked.
+    Ai,
     Answer(Answer),
     Refuse(Error),
     /// The route has other methods: those of the value for `Allow`.
@@ -53,6 +55,7 @@ async fn conclude(proxy: &Proxy, session: &mut Session, ctx: &mut Context, mut n
             Next::Forward => return Ok(false),
             // Boxed: answers, which are more frequent, need not have room for it.
             Next::Tunnel => return Box::pin(tunnel::run(proxy, session, ctx)).await.map(|()| true),
+            Next::Ai => return Box::pin(ai::run(proxy, session, ctx)).await.map(|()| true),
             Next::Answer(made) => return answer::send(session, ctx, made).await.map(|()| true),
             Next::Refuse(error) => return answer::send_error(session, ctx, error).await.map(|()| true),
             Next::OtherMethods(allow) => {
@@ -181,6 +184,7 @@ fn backend(proxy: &Proxy, route: &Route, session: &mut Session, ctx: &mut Contex
             ctx.split_cookie = choice.set_cookie;
             choice.origin.clone()
         }
+        Backend::Ai(_) => return Next::Ai,
         Backend::Answer(backend) => {
             let mut request =
                 Request { head: session.req_header_mut(), exchange: &mut ctx.exchange, controls: &mut ctx.controls };

@@ -229,7 +229,7 @@ fn stop_clock(ctx: &mut Context) {
 }
 
 /// Waits for the origin for as long as there is someone to answer.
-async fn unless_client_leaves<T>(session: &mut Session, work: impl Future<Output = T>) -> pingora::Result<T> {
+pub async fn unless_client_leaves<T>(session: &mut Session, work: impl Future<Output = T>) -> pingora::Result<T> {
     tokio::select! {
         biased;
         done = work => Ok(done),

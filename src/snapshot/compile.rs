@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 
+use super::ai;
 use super::{Backend, MirrorTo, Origin, OwnedHeaders, Route, Snapshot, Split};
 use crate::config::service::Access;
 use crate::config::{self, Config, FilterEntry, Problems};
@@ -42,7 +43,8 @@ pub fn compile(
 ) -> Option<Snapshot> {
     let Ground { around, metrics, lasting } = ground;
     let before = problems.0.len();
-    let origins = compile_origins(config, ground, previous, problems);
+    let mut origins = compile_origins(config, ground, previous, problems);
+    let models = ai::compile(config, ground, previous, &mut origins, problems);
     let directory = Arc::new(Directory::compile(config, around.folder, around.environment, problems));
     let fleet = compile_fleet(config, around, lasting, problems);
     let interval = config.usage.interval.get();
@@ -99,7 +101,7 @@ pub fn compile(
                 let path = format!("{path}.backend");
                 let site =
                     Site { path: &path, problems, around, directory: &directory, lasting, fleet: fleet.as_ref() };
-                compile_backend_of(config, &route.backend, &origins, site)
+                compile_backend_of(config, &route.backend, &origins, models.as_ref(), site)
             };
             let mirror = route.mirror.as_ref().and_then(|mirror| {
                 let origin = find(config, &origins, &mirror.upstream, format!("{path}.mirror.upstream"), problems)?;
@@ -129,6 +131,7 @@ pub fn compile(
         directory,
         owned_headers,
         limits: limits.into(),
+        models,
         fleet,
     })
 }
@@ -210,6 +213,7 @@ fn compile_backend_of(
     config: &Config,
     backend: &config::Backend,
     origins: &BTreeMap<String, Arc<Origin>>,
+    models: Option<&Arc<ai::Models>>,
     mut at: Site<'_>,
 ) -> Option<Backend> {
     let path = at.path;
@@ -228,6 +232,7 @@ fn compile_backend_of(
         config::Backend::Redirect(redirect) => {
             answering(compile_backend::<crate::filters::transform::redirect::Redirect>(redirect, &mut at))
         }
+        config::Backend::Ai(route) => ai::backend(route, models, &format!("{path}.ai"), at.problems).map(Backend::Ai),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The immutable compiled form of a configuration: what requests run on.
 
+pub mod ai;
 mod compile;
 mod split;
 
@@ -35,6 +36,8 @@ pub struct Snapshot {
     pub owned_headers: OwnedHeaders,
     /// What consumers can be shown their part of.
     pub limits: Box<[Arc<dyn Limit>]>,
+    /// Models that can be called.
+    pub models: Option<Arc<ai::Models>>,
     /// The other gateways whose limits hold together with ours.
     pub fleet: Option<Arc<Fleet>>,
 }
@@ -78,6 +81,8 @@ pub enum Backend {
     Split(Split),
     /// The gateway itself: `respond` and `redirect`.
     Answer(Arc<dyn OnRequest>),
+    /// Providers of models.
+    Ai(ai::AiBackend),
 }
 
 /// An upstream with what is counted of it.

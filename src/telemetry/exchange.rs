@@ -76,6 +76,8 @@ pub struct Exchange {
     pub limit: Option<Arc<str>>,
     /// What is wrong with a request that was refused, where the caller is not told.
     pub cause: Option<&'static str>,
+    /// The call of a model, if it is one.
+    pub ai: Option<Box<AiCall>>,
 
     // Backend
     pub upstream: Option<Arc<str>>,
@@ -98,6 +100,48 @@ pub struct Exchange {
     /// Body bytes sent to the client.
     pub response_bytes: u64,
     pub duration: Duration,
+}
+
+/// One call of a model. What is not known yet, or was not told, is empty.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct AiCall {
+    /// The name that the caller asked for.
+    pub requested: Box<str>,
+    /// The caller's dialect.
+    pub format: &'static str,
+    pub stream: bool,
+    /// Of the last attempt.
+    pub provider: Arc<str>,
+    /// The provider's name of the model, of the last attempt.
+    pub model: Arc<str>,
+    /// Which of the provider's keys, by its place in the configuration.
+    pub key: Option<Arc<str>>,
+    pub attempts: u32,
+    /// When the call was read.
+    pub started: Option<Instant>,
+    /// From then to the first content of a streamed answer.
+    pub first_token: Option<Duration>,
+    pub tokens: Option<Tokens>,
+    /// Nano-dollars; `None` if the price or the tokens are unknown.
+    pub cost: Option<u64>,
+    /// Why the answer ended, in OpenAI's words.
+    pub finish: Option<&'static str>,
+}
+
+/// Tokens as the provider bills them: those of the cache are part of `input`, those of reasoning of `output`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tokens {
+    pub input: u64,
+    pub output: u64,
+    pub cache_read: u64,
+    pub cache_write: u64,
+    pub reasoning: u64,
+}
+
+impl AiCall {
+    pub fn new(requested: &str, format: &'static str, stream: bool) -> AiCall {
+        AiCall { requested: requested.into(), format, stream, ..AiCall::default() }
+    }
 }
 
 impl Exchange {
@@ -135,6 +179,7 @@ pub(crate) mod tests {
             certificate: None,
             limit: None,
             cause: None,
+            ai: None,
             upstream: Some("orders".into()),
             target: Some("10.0.0.1:80".into()),
             attempts: 2,

@@ -35,6 +35,14 @@ pub fn drop_connection_fields(head: &mut RequestHeader) {
     }
 }
 
+/// Puts a request that the gateway has made into the form of its session's protocol.
+pub fn request_form(request: &mut RequestHeader, authority: &str, http2: bool, tls: bool) -> Result<(), String> {
+    match http2 {
+        true => for_http2(request, authority, tls),
+        false => for_http1(request, authority),
+    }
+}
+
 /// Origin form and a `Host` field.
 pub(super) fn for_http1(request: &mut RequestHeader, authority: &str) -> Result<(), String> {
     request.set_version(Version::HTTP_11);

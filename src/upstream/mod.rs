@@ -43,7 +43,7 @@ pub use self::compile::Surroundings;
 pub use self::deadline::Deadline;
 pub use self::discovery::dns::Resolved;
 pub use self::failure::Failure;
-pub use self::form::drop_connection_fields;
+pub use self::form::{drop_connection_fields, request_form};
 pub use self::retry::Cause;
 pub use self::status::{Status, TargetStatus};
 pub use self::supervisor::Supervisor;

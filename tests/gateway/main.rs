@@ -5,6 +5,7 @@ mod support;
 mod access_log;
 mod acl;
 mod admin;
+mod ai;
 mod anonymous;
 mod api_key;
 mod balance;

@@ -11,7 +11,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("routing", &["error", "config"]),
     ("identity", &["error", "config"]),
     ("limits", &["error", "config"]),
-    ("ai", &["error", "config", "limits", "identity"]),
+    ("ai", &["error", "config", "limits", "identity", "telemetry"]),
     ("authority", &["error", "config"]),
     ("upstream", &["error", "config"]),
     ("listener", &["error", "config", "identity"]),
@@ -24,9 +24,9 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     (
         "snapshot",
-        &["error", "config", "routing", "identity", "limits", "upstream", "telemetry", "variables", "filters"],
+        &["error", "config", "routing", "identity", "limits", "ai", "upstream", "telemetry", "variables", "filters"],
     ),
-    ("proxy", &["error", "config", "routing", "upstream", "listener", "telemetry", "variables", "filters", "snapshot"]),
+    ("proxy", &["error", "config", "ai", "routing", "upstream", "listener", "telemetry", "variables", "filters", "snapshot"]),
     ("control", &["error", "config", "snapshot", "telemetry"]),
     ("demo_origin", &[]),
 ];

@@ -7,14 +7,22 @@
 //! was forwarded), `protocol`, `status` (0: no answer was sent), `reason?`, `duration` (seconds), `request_bytes`,
 //! `response_bytes`, `service?`, `route?`, `consumer?`, `credential?`, `limit?` (that was hit), `cause?` (why credentials
 //! or a call were refused, where the caller is not told), `upstream?`, `target?`, `attempts`, `upstream_connect?`, `upstream_first_byte?`
-//! (seconds), `referer?`, `user_agent?`, and then the configured `fields`.
+//! (seconds), `ai?` (of a call of a model), `referer?`, `user_agent?`, and then the configured `fields`.
+//!
+//! The members of `ai`: `requested` (the name asked for), `format` (the caller's dialect), `stream`, `provider?`, `model?` (the
+//! provider's name of it), `key?` (its place in the configuration), `attempts`, `first_token?` (seconds to the first content
+//! of a stream), `input_tokens?`, `output_tokens?`, `cache_read_tokens?`, `cache_write_tokens?`, `reasoning_tokens?`, `cost?`
+//! (dollars; left out while unknown), `finish?` (why the answer ended).
 
+use std::fmt::Write;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderName, header};
 
 use crate::config::Problems;
 use crate::config::telemetry::{AccessLog as Config, Format as Written};
+use crate::telemetry::exchange::AiCall;
 use crate::telemetry::redact::Redaction;
 use crate::telemetry::{clock, escape};
 use crate::variables::{Scope, Template, original_target, protocol, seconds, split_target, write_address};
@@ -66,6 +74,7 @@ const MEMBERS: &[&str] = &[
     "attempts",
     "upstream_connect",
     "upstream_first_byte",
+    "ai",
     "referer",
     "user_agent",
 ];
@@ -173,6 +182,9 @@ fn json(line: &Line<'_>, fields: &[(String, Template)], redaction: &Redaction, o
     integer(out, ",\"attempts\":", exchange.attempts);
     optional_seconds(out, ",\"upstream_connect\":", exchange.upstream_connect);
     optional_seconds(out, ",\"upstream_first_byte\":", exchange.upstream_first_byte);
+    if let Some(call) = &exchange.ai {
+        ai(call, out);
+    }
     let referer = first_header(&line.scope, &header::REFERER).map(|url| redaction.url(url));
     optional(out, ",\"referer\":\"", referer.as_deref());
     optional(out, ",\"user_agent\":\"", first_header(&line.scope, &header::USER_AGENT));
@@ -181,6 +193,36 @@ fn json(line: &Line<'_>, fields: &[(String, Template)], redaction: &Redaction, o
         template.render_json_escaped(&line.scope, redaction, out);
         out.push('"');
     }
+    out.push('}');
+}
+
+/// The call of a model.
+fn ai(call: &AiCall, out: &mut String) {
+    let optional_integer = |out: &mut String, start: &str, value: Option<u64>| {
+        if let Some(value) = value {
+            integer(out, start, value);
+        }
+    };
+    let name = |name: &Arc<str>| (!name.is_empty()).then(|| name.clone());
+    out.push_str(",\"ai\":{\"requested\":\"");
+    escape::json(call.requested.as_bytes(), out);
+    out.push_str("\",\"format\":\"");
+    out.push_str(call.format);
+    out.push_str(if call.stream { "\",\"stream\":true" } else { "\",\"stream\":false" });
+    optional(out, ",\"provider\":\"", name(&call.provider).as_ref().map(|name| name.as_bytes()));
+    optional(out, ",\"model\":\"", name(&call.model).as_ref().map(|name| name.as_bytes()));
+    optional(out, ",\"key\":\"", call.key.as_ref().map(|name| name.as_bytes()));
+    integer(out, ",\"attempts\":", call.attempts);
+    optional_seconds(out, ",\"first_token\":", call.first_token);
+    optional_integer(out, ",\"input_tokens\":", call.tokens.map(|tokens| tokens.input));
+    optional_integer(out, ",\"output_tokens\":", call.tokens.map(|tokens| tokens.output));
+    optional_integer(out, ",\"cache_read_tokens\":", call.tokens.map(|tokens| tokens.cache_read));
+    optional_integer(out, ",\"cache_write_tokens\":", call.tokens.map(|tokens| tokens.cache_write));
+    optional_integer(out, ",\"reasoning_tokens\":", call.tokens.map(|tokens| tokens.reasoning));
+    if let Some(nanos) = call.cost {
+        let _ = write!(out, ",\"cost\":{}.{:09}", nanos / 1_000_000_000, nanos % 1_000_000_000);
+    }
+    optional(out, ",\"finish\":\"", call.finish.map(str::as_bytes));
     out.push('}');
 }
 

@@ -1,0 +1,454 @@
+//! From the `ai` section to what calls of models run on: providers with their upstreams and keys, and names of models.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use super::compile::Ground;
+use super::{Origin, Snapshot};
+use crate::ai::catalog::{Catalog, Credential, ProviderSpec};
+use crate::ai::endpoint::Endpoint;
+use crate::ai::formats::Format;
+use crate::ai::keys::{Key, KeyState};
+use crate::ai::targets::{Target, TargetState};
+use crate::config::ai::{self as written, Strategy};
+use crate::config::units;
+use crate::config::upstream::{self, Timeouts};
+use crate::config::{Config, Problems};
+use crate::upstream::Upstream;
+
+/// All models that can be called.
+pub struct Models {
+    providers: BTreeMap<Arc<str>, Provider>,
+    virtuals: BTreeMap<Box<str>, Virtual>,
+    default_model: Option<Box<str>>,
+    /// The longest body of a call, in bytes.
+    pub max_body: u64,
+    /// What bodies under way may take together, one permit for each [`UNIT`].
+    pub memory: Arc<Semaphore>,
+    /// All of that, in bytes.
+    size: u64,
+}
+
+/// Bytes of memory that one permit of [`Models::memory`] stands for.
+pub const UNIT: u64 = 1024;
+
+/// A provider that is called.
+pub struct Provider {
+    pub name: Arc<str>,
+    pub spec: Arc<ProviderSpec>,
+    /// In the order in which they are preferred for calls of other formats.
+    endpoints: Box<[(Endpoint, Arc<Origin>)]>,
+    pub keys: Box<[Key]>,
+}
+
+/// A name for models of providers.
+pub struct Virtual {
+    pub targets: Box<[Target]>,
+    pub strategy: Strategy,
+    pub attempts: u32,
+    pub first_token: Option<Duration>,
+    pub fallback_on_filter: bool,
+}
+
+/// Who answers calls of one name.
+pub enum Resolved<'m> {
+    Virtual(&'m Virtual),
+    /// A model of a provider, called by its own name.
+    Direct(Box<Virtual>),
+}
+
+impl Resolved<'_> {
+    pub fn get(&self) -> &Virtual {
+        match self {
+            Resolved::Virtual(found) => found,
+            Resolved::Direct(found) => found,
+        }
+    }
+}
+
+/// Calls of a model by its provider's own name may be tried again, with another key.
+const ATTEMPTS: u32 = 3;
+
+/// Which format a provider of several is spoken to in, when it does not speak the caller's.
+const PREFERRED: [Format; 7] = [
+    Format::Anthropic,
+    Format::Gemini,
+    Format::Bedrock,
+    Format::Cohere,
+    Format::Ollama,
+    Format::OpenAiChat,
+    Format::OpenAiResponses,
+];
+
+impl Models {
+    pub fn provider(&self, name: &str) -> Option<&Provider> {
+        self.providers.get(name)
+    }
+
+    pub fn default_model(&self) -> Option<&str> {
+        self.default_model.as_deref()
+    }
+
+    /// Finds who answers calls of a name: a name of the configuration, `provider/model`, or the name of a model that a
+    /// provider of the configuration is known to have.
+    pub fn resolve(&self, name: &str) -> Option<Resolved<'_>> {
+        if let Some(found) = self.virtuals.get(name) {
+            return Some(Resolved::Virtual(found));
+        }
+        let own = name.split_once('/').and_then(|(provider, model)| Some((self.providers.get(provider)?, model)));
+        if let Some((provider, model)) = own {
+            return Some(Resolved::Direct(Box::new(direct([(provider, model)]))));
+        }
+        let mut known: Vec<&Provider> = self.providers.values().filter(|p| p.spec.model(name).is_some()).collect();
+        known.sort_by_key(|provider| provider.spec.kind);
+        if known.is_empty() && self.providers.len() == 1 {
+            // Nobody else could be meant; whether there is such a model the provider knows best.
+            known.extend(self.providers.values());
+        }
+        (!known.is_empty())
+            .then(|| Resolved::Direct(Box::new(direct(known.into_iter().map(|provider| (provider, name))))))
+    }
+
+    /// Every name that can be called: those of the configuration, and `provider/model`.
+    pub fn names(&self) -> impl Iterator<Item = (String, &str)> {
+        let own = self.virtuals.keys().map(|name| (name.to_string(), "headgate"));
+        let others = self.providers.values().flat_map(|provider| {
+            let of = |name: &str| format!("{}/{name}", provider.name);
+            provider.spec.models().map(move |model| (of(&model.name), &*provider.name))
+        });
+        own.chain(others)
+    }
+}
+
+/// Providers that have a model, as targets one after the other.
+fn direct<'p>(of: impl IntoIterator<Item = (&'p Provider, &'p str)>) -> Virtual {
+    let targets = (0..).zip(of).map(|(priority, (provider, model))| Target {
+        provider: provider.name.clone(),
+        model: model.into(),
+        weight: 1,
+        priority,
+        price: None,
+        state: Arc::default(),
+    });
+    Virtual {
+        targets: targets.collect(),
+        strategy: Strategy::InOrder,
+        attempts: ATTEMPTS,
+        first_token: None,
+        fallback_on_filter: false,
+    }
+}
+
+impl Provider {
+    /// Where a call in a caller's format goes: in the same format if that is spoken there.
+    pub fn endpoint(&self, format: Format, model: &str) -> Option<(&Endpoint, &Arc<Origin>)> {
+        let formats = self.spec.model(model).map(|model| model.formats.clone()).unwrap_or_default();
+        let mut usable = self
+            .endpoints
+            .iter()
+            .filter(|(endpoint, _)| formats.is_empty() || formats.contains(&endpoint.format))
+            .filter(|(endpoint, _)| endpoint.format.provider().is_some());
+        let first = usable.clone().next();
+        usable.find(|(endpoint, _)| endpoint.format == format).or(first).map(|(endpoint, origin)| (endpoint, origin))
+    }
+}
+
+/// What one route may call.
+pub struct AiBackend {
+    pub models: Arc<Models>,
+    /// `None`: all.
+    allowed: Option<HashSet<Box<str>>>,
+    default_model: Option<Box<str>>,
+}
+
+impl AiBackend {
+    pub fn allows(&self, name: &str) -> bool {
+        self.allowed.as_ref().is_none_or(|allowed| allowed.contains(name))
+    }
+
+    pub fn default_model(&self) -> Option<&str> {
+        self.default_model.as_deref().or(self.models.default_model())
+    }
+}
+
+/// Compiles the `ai` section. Its upstreams are added to `origins`.
+pub fn compile(
+    config: &Config,
+    ground: Ground<'_>,
+    previous: Option<&Snapshot>,
+    origins: &mut BTreeMap<String, Arc<Origin>>,
+    problems: &mut Problems,
+) -> Option<Arc<Models>> {
+    let written = config.ai.as_ref()?;
+    let catalog = Catalog::load(Some(ground.around.folder), problems);
+    let before = previous.and_then(|previous| previous.models.as_deref());
+    let mut compiler = Compiler { ground, previous, before, catalog: &catalog, origins, problems };
+    let providers: BTreeMap<Arc<str>, Provider> = written
+        .providers
+        .iter()
+        .filter_map(|(name, provider)| Some((name.as_str().into(), compiler.provider(name, provider)?)))
+        .collect();
+    let virtuals: BTreeMap<Box<str>, Virtual> = written
+        .models
+        .iter()
+        .map(|(name, model)| (name.as_str().into(), compiler.model(name, model, written, &providers)))
+        .collect();
+    let memory = match before {
+        // Bodies of calls under way count on.
+        Some(before) if before.size == written.memory.get() => before.memory.clone(),
+        _ => Arc::new(Semaphore::new((written.memory.get() / UNIT) as usize)),
+    };
+    let models = Models {
+        providers,
+        virtuals,
+        default_model: written.default_model.as_deref().map(Into::into),
+        max_body: written.max_body.get(),
+        memory,
+        size: written.memory.get(),
+    };
+    if let Some(name) = &models.default_model
+        && models.resolve(name).is_none()
+    {
+        unknown_model("ai.default_model", name, &models, problems);
+    }
+    Some(Arc::new(models))
+}
+
+/// Compiles the backend of a route.
+pub fn backend(
+    route: &written::AiRoute,
+    models: Option<&Arc<Models>>,
+    path: &str,
+    problems: &mut Problems,
+) -> Option<AiBackend> {
+    let Some(models) = models else {
+        problems.add(path, "there are no models: write the section `ai` with a provider");
+        return None;
+    };
+    for (i, name) in route.models.iter().enumerate() {
+        if models.resolve(name).is_none() {
+            unknown_model(&format!("{path}.models[{i}]"), name, models, problems);
+        }
+    }
+    if let Some(name) = &route.default_model
+        && models.resolve(name).is_none()
+    {
+        unknown_model(&format!("{path}.default_model"), name, models, problems);
+    }
+    let allowed = route.models.iter().map(|name| name.as_str().into()).collect::<HashSet<Box<str>>>();
+    Some(AiBackend {
+        models: models.clone(),
+        allowed: (!allowed.is_empty()).then_some(allowed),
+        default_model: route.default_model.as_deref().map(Into::into),
+    })
+}
+
+fn unknown_model(path: &str, name: &str, models: &Models, problems: &mut Problems) {
+    let names: Vec<String> = models.names().map(|(name, _)| name).collect();
+    problems.unknown(path, "model", name, names.iter().map(String::as_str));
+}
+
+struct Compiler<'c> {
+    ground: Ground<'c>,
+    previous: Option<&'c Snapshot>,
+    before: Option<&'c Models>,
+    catalog: &'c Catalog,
+    origins: &'c mut BTreeMap<String, Arc<Origin>>,
+    problems: &'c mut Problems,
+}
+
+impl Compiler<'_> {
+    fn provider(&mut self, name: &str, written: &written::Provider) -> Option<Provider> {
+        let path = format!("ai.providers.{name}");
+        let file = written.provider.as_deref().unwrap_or(name);
+        let Some(spec) = self.catalog.provider(file) else {
+            let place = if written.provider.is_some() { format!("{path}.provider") } else { path };
+            self.problems.unknown(place, "provider", file, self.catalog.names());
+            return None;
+        };
+        for variable in written.variables.keys().filter(|variable| !spec.variables.contains_key(*variable)) {
+            let place = format!("{path}.variables.{variable}");
+            self.problems.unknown(place, "variable", variable, spec.variables.keys().map(String::as_str));
+        }
+        let endpoints = self.endpoints(name, written, &spec, &path);
+        let name: Arc<str> = name.into();
+        let keys = self.keys(&name, written, &spec, &path);
+        if keys.is_empty() && spec.credential != Credential::None && written.keys.is_empty() {
+            let usual = match spec.key_environment.first() {
+                Some(usual) => format!(", such as `keys: [{{ secret: env:{usual} }}]`"),
+                None => String::new(),
+            };
+            self.problems.add(&path, format!("{} wants a key{usual}", spec.title));
+        }
+        Some(Provider { name, spec, endpoints, keys })
+    }
+
+    fn endpoints(
+        &mut self,
+        name: &str,
+        written: &written::Provider,
+        spec: &ProviderSpec,
+        path: &str,
+    ) -> Box<[(Endpoint, Arc<Origin>)]> {
+        let mut endpoints = Vec::new();
+        let mut used = BTreeSet::new();
+        for format in PREFERRED {
+            let own = written.base_urls.get(format.name()).map(|url| Ok(url.clone()));
+            used.extend(own.is_some().then_some(format.name()));
+            // Whoever writes addresses means these and no others.
+            let theirs = || {
+                let given = |variable: &str| written.variables.get(variable).cloned();
+                spec.base_url(format, &given, self.ground.around.environment)
+            };
+            let url = own.or_else(|| if written.base_urls.is_empty() { theirs() } else { None });
+            match url.map(|url| url.and_then(|url| Endpoint::parse(format, &url))) {
+                None => {}
+                Some(Err(message)) => self.problems.add(format!("{path}.base_urls.{}", format.name()), message),
+                Some(Ok(endpoint)) => {
+                    let origin = self.origin(name, &endpoint, written, path);
+                    endpoints.extend(origin.map(|origin| (endpoint, origin)));
+                }
+            }
+        }
+        for unknown in written.base_urls.keys().filter(|format| !used.contains(format.as_str())) {
+            let place = format!("{path}.base_urls.{unknown}");
+            self.problems.unknown(place, "format", unknown, Format::all().map(Format::name));
+        }
+        endpoints.into()
+    }
+
+    /// The upstream of an endpoint; those at the same address share it.
+    fn origin(
+        &mut self,
+        provider: &str,
+        endpoint: &Endpoint,
+        written: &written::Provider,
+        path: &str,
+    ) -> Option<Arc<Origin>> {
+        // No name of the configuration has a colon.
+        let scheme = if endpoint.https { "https" } else { "http" };
+        let name = format!("ai:{provider}:{scheme}:{}", endpoint.address());
+        if let Some(origin) = self.origins.get(&name) {
+            return Some(origin.clone());
+        }
+        let upstream = upstream_of(endpoint, written);
+        let before = self.previous.and_then(|previous| previous.origins.get(&name)).map(|origin| &origin.upstream);
+        let upstream = Upstream::compile(&name, &upstream, before, self.ground.around, path, self.problems)?;
+        let metrics = self.ground.metrics.upstream(upstream.name());
+        let origin = Arc::new(Origin { upstream, metrics });
+        self.origins.insert(name, origin.clone());
+        Some(origin)
+    }
+
+    fn keys(&mut self, name: &Arc<str>, written: &written::Provider, spec: &ProviderSpec, path: &str) -> Box<[Key]> {
+        let known: HashMap<&str, &Arc<KeyState>> = self
+            .before
+            .and_then(|before| before.provider(name))
+            .map(|provider| provider.keys.iter().map(|key| (&*key.name, key.state())).collect())
+            .unwrap_or_default();
+        let mut keys = Vec::new();
+        for (i, key) in written.keys.iter().enumerate() {
+            let place = format!("{path}.keys[{i}].secret");
+            let around = self.ground.around;
+            let Some(secret) = key.secret.resolve(around.folder, around.environment, &place, self.problems) else {
+                continue;
+            };
+            if secret.expose().bytes().any(|byte| !(0x21..0x7f).contains(&byte))
+                && !matches!(spec.credential, Credential::AwsSigv4 | Credential::GoogleOauth)
+            {
+                self.problems.add(&place, "the key has characters that no header may hold");
+                continue;
+            }
+            let called = format!("{name}[{i}]");
+            let state = known.get(called.as_str()).map(|state| (*state).clone()).unwrap_or_default();
+            keys.push(Key::new(&called, secret, key.weight, &key.models, state));
+        }
+        keys.into()
+    }
+
+    fn model(
+        &mut self,
+        name: &str,
+        written: &written::VirtualModel,
+        ai: &written::Ai,
+        providers: &BTreeMap<Arc<str>, Provider>,
+    ) -> Virtual {
+        let path = format!("ai.models.{name}");
+        let before = self.before.and_then(|before| before.virtuals.get(name));
+        let mut targets = Vec::new();
+        for (i, target) in written.targets.iter().enumerate() {
+            let place = format!("{path}.targets[{i}].model");
+            let Some((provider, model)) = target.model.split_once('/').filter(|(_, model)| !model.is_empty()) else {
+                self.problems.add(place, "write the provider before the model, as in `openai/gpt-5`");
+                continue;
+            };
+            let Some(found) = providers.get(provider) else {
+                // One that is written but did not compile has its own problems.
+                if !ai.providers.contains_key(provider) {
+                    self.problems.unknown(place, "provider", provider, ai.providers.keys().map(String::as_str));
+                }
+                continue;
+            };
+            let known = before.and_then(|before| {
+                before.targets.iter().find(|known| *known.provider == *provider && *known.model == *model)
+            });
+            let state: Arc<TargetState> = known.map(|known| known.state.clone()).unwrap_or_default();
+            targets.push(Target {
+                provider: found.name.clone(),
+                model: model.into(),
+                weight: target.weight,
+                priority: target.priority,
+                price: price(&found.spec, model),
+                state,
+            });
+        }
+        if written.targets.iter().all(|target| target.weight == 0) {
+            self.problems.add(format!("{path}.targets"), "all weights are 0, so no call could be sent anywhere");
+        }
+        Virtual {
+            targets: targets.into(),
+            strategy: written.strategy,
+            attempts: written.attempts,
+            first_token: written.first_token.map(units::Duration::get),
+            fallback_on_filter: written.fallback_on_filter,
+        }
+    }
+}
+
+/// A usual call, to compare prices by.
+fn price(spec: &ProviderSpec, model: &str) -> Option<u64> {
+    use crate::ai::chat::Usage;
+    use crate::ai::cost::{Cost, Used};
+    let usage = Usage { input: 1_000_000, output: 250_000, ..Usage::default() };
+    match spec.cost(model, &Used::from(usage)) {
+        Cost::Known(money) => Some(money.nanos()),
+        Cost::Unknown => None,
+    }
+}
+
+/// Models think: answers are waited for longer than those of other origins.
+const FIRST_BYTE: units::Duration = units::Duration::from_secs(600);
+const IDLE: units::Duration = units::Duration::from_secs(120);
+
+fn upstream_of(endpoint: &Endpoint, written: &written::Provider) -> upstream::Upstream {
+    let timeouts = Timeouts { first_byte: FIRST_BYTE, idle: IDLE, ..Timeouts::default() };
+    let target = upstream::Target { address: endpoint.address(), weight: 1, backup: false, tier: 0, name: None };
+    upstream::Upstream {
+        targets: vec![target],
+        balance: upstream::Balance::default(),
+        sticky: None,
+        slow_start: None,
+        health: upstream::Health::default(),
+        breaker: None,
+        limits: upstream::Limits::default(),
+        retry: upstream::Retry::default(),
+        timeouts: written.timeouts.clone().unwrap_or(timeouts),
+        tls: endpoint.https.then(|| written.tls.clone().unwrap_or_default()),
+        protocol: upstream::Protocol::default(),
+        keep_alive: upstream::KeepAlive::default(),
+        max_streams: 100,
+    }
+}

@@ -1,0 +1,411 @@
+//! Calls of models: what providers are sent, what callers get, and what happens when a provider fails.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::{Value, json};
+
+use crate::support::gateway::{key_hash, problems_of};
+use crate::support::*;
+
+const OPENAI_KEY: &str = "sk-secret-of-the-gateway";
+
+/// Providers by name: where they are, and in which file they are described.
+fn yaml(providers: &[(&str, &Origin, &str)], models: &str) -> String {
+    let mut text = "
+access_log: { to: { file: '{{dir}}/access.log' } }
+services: { ai: { routes: { all: { match: { path_prefix: / }, backend: { ai: {} } } } } }
+ai:
+  providers:
+"
+    .to_owned();
+    for (name, origin, format) in providers {
+        let (file, prefix) = if *format == "anthropic" { ("anthropic", "/v1") } else { ("openai", "/v1") };
+        text += &format!(
+            "    {name}: {{ provider: {file}, base_urls: {{ {format}: 'http://{}{prefix}' }}, \
+             keys: [{{ secret: env:KEY }}], timeouts: {{ connect: 2s, first_byte: 5s, idle: 5s }} }}\n",
+            origin.address
+        );
+    }
+    text + models
+}
+
+async fn start(providers: &[(&str, &Origin, &str)], models: &str) -> Gateway {
+    Gateway::builder(&yaml(providers, models)).environment("KEY", OPENAI_KEY).start().await
+}
+
+fn completion(text: &str) -> String {
+    json!({
+        "id": "chatcmpl-1", "object": "chat.completion", "created": 1_764_000_000, "model": "gpt-4o-2024-08-06",
+        "choices": [{ "index": 0, "message": { "role": "assistant", "content": text, "refusal": null }, "finish_reason": "stop" }],
+        "usage": { "prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100,
+                   "prompt_tokens_details": { "cached_tokens": 400 } },
+        "a_field_of_tomorrow": { "x": 1 },
+    })
+    .to_string()
+}
+
+fn json_reply(body: impl AsRef<[u8]>) -> Reply {
+    Reply::with(200, &[("Content-Type", "application/json")], body)
+}
+
+fn error_reply(status: u16, headers: &[(&str, &str)]) -> Reply {
+    let body = json!({ "error": { "message": "not now", "type": "server_error", "param": null, "code": null } });
+    let headers: Vec<_> = headers.iter().copied().chain([("Content-Type", "application/json")]).collect();
+    Reply::with(status, &headers, body.to_string())
+}
+
+fn chunk(delta: Value, finish: Option<&str>) -> String {
+    let chunk = json!({
+        "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4o", "usage": null,
+        "choices": [{ "index": 0, "delta": delta, "finish_reason": finish }],
+    });
+    format!("data: {chunk}\n\n")
+}
+
+const USAGE_CHUNK: &str = "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"gpt-4o\",\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":2,\"total_tokens\":7}}\n\n";
+
+fn stream_of(parts: &[&str]) -> Reply {
+    Reply::chunked(&[("Content-Type", "text/event-stream; charset=utf-8")], parts, &[])
+}
+
+fn hello_stream() -> Reply {
+    let parts = [
+        chunk(json!({ "role": "assistant", "content": "" }), None),
+        chunk(json!({ "content": "Hel" }), None),
+        chunk(json!({ "content": "lo" }), None),
+        chunk(json!({}), Some("stop")),
+        USAGE_CHUNK.to_owned(),
+        "data: [DONE]\n\n".to_owned(),
+    ];
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    stream_of(&parts)
+}
+
+fn ask(model: &str, more: &str) -> Call {
+    let body = format!(r#"{{ "model": "{model}", "messages": [{{"role":"user","content":"Hi"}}], "x_unknown": 1.0{more} }}"#);
+    Call::post("/v1/chat/completions", body)
+        .header("Content-Type", "application/json")
+        .header("Authorization", "Bearer sk-of-the-caller")
+}
+
+/// The texts of all deltas of a stream in OpenAI's dialect.
+fn said(stream: &str) -> String {
+    let data = stream.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| *data != "[DONE]");
+    let chunks = data.map(|data| serde_json::from_str::<Value>(data).unwrap_or_else(|error| panic!("{data}: {error}")));
+    chunks.filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str().map(str::to_owned)).collect()
+}
+
+#[tokio::test]
+async fn a_call_passes_as_it_is_but_for_the_model_and_the_key() {
+    let provider = Origin::start(|_| json_reply(completion("Hello"))).await;
+    let gateway = start(&[("openai", &provider, "openai_chat")], "").await;
+    let answer = gateway.call(&ask("openai/gpt-4o", "")).await;
+    assert_eq!((answer.status, answer.text()), (200, completion("Hello")), "every byte, also of unknown fields");
+    assert_eq!(answer.header("headgate-ai-provider"), Some("openai"));
+    assert_eq!(answer.header("headgate-ai-model"), Some("gpt-4o"));
+    assert_eq!(answer.header("headgate-ai-attempts"), Some("1"));
+    assert_eq!(answer.header("headgate-ai-dropped"), None);
+    let sent = &provider.requests()[0];
+    assert_eq!((sent.method.as_str(), sent.target.as_str()), ("POST", "/v1/chat/completions"));
+    let body = String::from_utf8(sent.body.clone()).unwrap();
+    assert_eq!(body, r#"{ "model": "gpt-4o", "messages": [{"role":"user","content":"Hi"}], "x_unknown": 1.0 }"#);
+    let head = String::from_utf8_lossy(&sent.head).into_owned();
+    assert!(head.contains(&format!("Bearer {OPENAI_KEY}")) && !head.contains("sk-of-the-caller"), "{head}");
+
+    let line = &gateway.access_log(1).await[0];
+    let ai = &line["ai"];
+    assert_eq!(ai["requested"], "openai/gpt-4o");
+    assert_eq!((&ai["provider"], &ai["model"]), (&json!("openai"), &json!("gpt-4o")));
+    assert_eq!((&ai["input_tokens"], &ai["output_tokens"], &ai["cache_read_tokens"]), (&json!(1000), &json!(100), &json!(400)));
+    assert_eq!(ai["finish"], "stop");
+    // 600 at 2.50, 400 at 1.25 and 100 at 10 dollars for a million.
+    assert_eq!(ai["cost"], json!(0.003), "{ai}");
+    assert!(!line.to_string().contains("secret"), "{line}");
+}
+
+#[tokio::test]
+async fn a_stream_passes_and_the_usage_that_only_the_gateway_asked_for_is_not_in_it() {
+    let provider = Origin::start(|_| hello_stream()).await;
+    let gateway = start(&[("openai", &provider, "openai_chat")], "").await;
+    let answer = gateway.call(&ask("openai/gpt-4o", r#","stream":true"#)).await;
+    assert_eq!((answer.status, said(&answer.text()).as_str()), (200, "Hello"));
+    assert!(answer.header("content-type").unwrap().starts_with("text/event-stream"));
+    assert!(answer.text().ends_with("data: [DONE]\n\n") && !answer.text().contains("prompt_tokens"), "{}", answer.text());
+    assert!(String::from_utf8_lossy(&provider.requests()[0].body).contains(r#""stream_options":{"include_usage":true}"#));
+
+    let asks = gateway.call(&ask("openai/gpt-4o", r#","stream":true,"stream_options":{"include_usage":true}"#)).await;
+    assert!(asks.text().contains(USAGE_CHUNK), "{}", asks.text());
+    for line in gateway.access_log(2).await {
+        assert_eq!((&line["ai"]["input_tokens"], &line["ai"]["output_tokens"]), (&json!(5), &json!(2)), "{line}");
+        assert!(line["ai"]["first_token"].as_f64().is_some(), "{line}");
+    }
+}
+
+#[tokio::test]
+async fn a_failing_provider_is_followed_by_the_next_and_the_caller_sees_one_answer() {
+    let bad = [
+        Reply::with(500, &[], "oops"),
+        error_reply(429, &[("Retry-After", "1")]),
+        error_reply(503, &[]),
+        error_reply(529, &[]),
+        json_reply("{ not json"),
+        json_reply(r#"{"error":{"message":"inside a 200","type":"server_error","param":null,"code":null}}"#),
+        Reply::with(200, &[("Content-Type", "text/html")], "<html>"),
+        Reply::raw(""),
+    ];
+    let count = bad.len();
+    let script = std::sync::Mutex::new(bad.into_iter());
+    let broken = Origin::start(move |_| script.lock().unwrap().next().unwrap_or_else(|| Reply::raw("").reset())).await;
+    let good = Origin::start(|_| json_reply(completion("Hello"))).await;
+    let models = "
+  models: { smart: { targets: [{ model: first/gpt-4o }, { model: second/gpt-4o-mini, priority: 1 }] } }
+";
+    let providers = [("first", &broken, "openai_chat"), ("second", &good, "openai_chat")];
+    // A refused key rests for a second: as many keys as there are failures.
+    let keys = vec!["{ secret: env:KEY }"; count].join(", ");
+    let text = yaml(&providers, models).replace("keys: [{ secret: env:KEY }]", &format!("keys: [{keys}]"));
+    let gateway = Gateway::builder(&text).environment("KEY", OPENAI_KEY).start().await;
+    for n in 0..=count {
+        let answer = gateway.call(&ask("smart", "")).await;
+        assert_eq!((answer.status, answer.header("headgate-ai-provider")), (200, Some("second")), "failure {n}");
+        assert_eq!(answer.json()["choices"][0]["message"]["content"], "Hello");
+    }
+    assert_eq!(good.count(), count + 1);
+}
+
+#[tokio::test]
+async fn a_stream_that_fails_before_its_first_content_is_followed_by_another() {
+    let beginnings = [
+        stream_of(&["data: {\"error\":{\"message\":\"overloaded\",\"type\":\"server_error\",\"code\":null,\"param\":null}}\n\n"]),
+        stream_of(&[&chunk(json!({ "role": "assistant", "content": "" }), None)]),
+        stream_of(&["data: [DONE]\n\n"]),
+        stream_of(&["data: {garbage\n\n"]),
+        json_reply(completion("not streamed")),
+    ];
+    let count = beginnings.len();
+    let script = std::sync::Mutex::new(beginnings.into_iter());
+    let broken = Origin::start(move |_| script.lock().unwrap().next().unwrap()).await;
+    let good = Origin::start(|_| hello_stream()).await;
+    let models = "
+  models: { smart: { targets: [{ model: first/gpt-4o }, { model: second/gpt-4o, priority: 1 }] } }
+";
+    let gateway = start(&[("first", &broken, "openai_chat"), ("second", &good, "openai_chat")], models).await;
+    for n in 0..count {
+        let answer = gateway.call(&ask("smart", r#","stream":true"#)).await;
+        assert_eq!((answer.status, said(&answer.text()).as_str()), (200, "Hello"), "beginning {n}: {}", answer.text());
+        assert_eq!(answer.text().matches("[DONE]").count(), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_first_content_that_does_not_come_in_time_is_followed_by_another() {
+    let slow = Origin::start(|_| {
+        let (reply, feed) = Reply::fed("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n: thinking\n\n");
+        // Held open by the test's end of it.
+        std::mem::forget(feed);
+        reply
+    })
+    .await;
+    let good = Origin::start(|_| hello_stream()).await;
+    let models = "
+  models: { smart: { targets: [{ model: first/gpt-4o }, { model: second/gpt-4o, priority: 1 }], first_token: 100ms } }
+";
+    let gateway = start(&[("first", &slow, "openai_chat"), ("second", &good, "openai_chat")], models).await;
+    let answer = gateway.call(&ask("smart", r#","stream":true"#)).await;
+    assert_eq!((answer.status, said(&answer.text()).as_str()), (200, "Hello"));
+    assert_eq!(answer.header("headgate-ai-attempts"), Some("2"));
+}
+
+#[tokio::test]
+async fn a_stream_that_breaks_after_its_first_content_ends_with_an_error_and_is_not_begun_anew() {
+    let head = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n";
+    let text = chunk(json!({ "role": "assistant", "content": "Hel" }), None);
+    let piece = format!("{head}{:x}\r\n{text}\r\n", text.len());
+    let broken = Origin::start(move |_| Reply::raw(&piece).close()).await;
+    let good = Origin::start(|_| hello_stream()).await;
+    let models = "
+  models: { smart: { targets: [{ model: first/gpt-4o }, { model: second/gpt-4o, priority: 1 }] } }
+";
+    let gateway = start(&[("first", &broken, "openai_chat"), ("second", &good, "openai_chat")], models).await;
+    let answer = gateway.call(&ask("smart", r#","stream":true"#)).await;
+    assert_eq!(answer.status, 200);
+    let text = answer.text();
+    let last = text.lines().filter_map(|line| line.strip_prefix("data: ")).next_back().unwrap();
+    let last: Value = serde_json::from_str(last).unwrap();
+    assert!(last["error"]["message"].is_string(), "{text}");
+    assert!(text.contains("Hel") && !text.contains("lo\"") && !text.contains("\"stop\""), "{text}");
+    assert_eq!(good.count(), 0);
+}
+
+#[tokio::test]
+async fn what_the_caller_did_wrong_is_tried_nowhere_else_and_told_in_its_dialect() {
+    let refuses = Origin::start(|_| {
+        let body = json!({ "error": { "message": "bad tool", "type": "invalid_request_error", "param": "tools", "code": null } });
+        Reply::with(400, &[("Content-Type", "application/json")], body.to_string())
+    })
+    .await;
+    let other = Origin::start(|_| json_reply(completion("Hello"))).await;
+    let models = "
+  models: { smart: { targets: [{ model: first/gpt-4o }, { model: second/gpt-4o, priority: 1 }] } }
+";
+    let gateway = start(&[("first", &refuses, "openai_chat"), ("second", &other, "openai_chat")], models).await;
+    let answer = gateway.call(&ask("smart", "")).await;
+    assert_eq!(answer.status, 400);
+    assert_eq!(answer.json()["error"]["message"], "bad tool");
+    assert_eq!(answer.json()["error"]["param"], "tools");
+    assert_eq!(other.count(), 0);
+
+    let unknown = gateway.call(&ask("nobody/knows", "")).await;
+    assert_eq!((unknown.status, &unknown.json()["error"]["code"]), (404, &json!("model_not_found")));
+    let garbage = gateway.call(&Call::post("/v1/chat/completions", "{")).await;
+    assert_eq!((garbage.status, garbage.json()["error"]["type"].as_str()), (400, Some("invalid_request_error")));
+    let elsewhere = gateway.get("/v1/else").await;
+    assert_eq!((elsewhere.status, elsewhere.problem().as_deref()), (404, Some("route_not_found")));
+}
+
+#[tokio::test]
+async fn a_refused_key_rests_and_is_never_shown() {
+    let calls = Arc::new(AtomicUsize::new(0));
+    let seen = calls.clone();
+    let provider = Origin::start(move |request| {
+        seen.fetch_add(1, Ordering::Relaxed);
+        match request.headers.get("authorization").is_some_and(|value| value.ends_with("bad")) {
+            true => {
+                let message = "Incorrect API key provided: sk-bad";
+                let body = json!({ "error": { "message": message, "type": "invalid_request_error", "param": null, "code": "invalid_api_key" } });
+                Reply::with(401, &[("Content-Type", "application/json")], body.to_string())
+            }
+            false => json_reply(completion("Hello")),
+        }
+    })
+    .await;
+    let one = yaml(&[("openai", &provider, "openai_chat")], "");
+    let both = one.replace("keys: [{ secret: env:KEY }]", "keys: [{ secret: env:BAD, weight: 10000 }, { secret: env:KEY }]");
+    let gateway = Gateway::builder(&both).environment("KEY", OPENAI_KEY).environment("BAD", "sk-bad").start().await;
+    for _ in 0..5 {
+        assert_eq!(gateway.call(&ask("openai/gpt-4o", "")).await.status, 200);
+    }
+    assert_eq!(calls.load(Ordering::Relaxed), 6, "the bad key was tried once");
+
+    let only_bad = one.replace("env:KEY", "env:BAD");
+    let gateway = Gateway::builder(&only_bad).environment("BAD", "sk-bad").start().await;
+    let answer = gateway.call(&ask("openai/gpt-4o", "")).await;
+    assert_eq!(answer.status, 502, "it is not the caller's key: {}", answer.text());
+    assert!(!answer.text().contains("sk-bad") && !gateway.logged().contains("sk-bad"));
+}
+
+#[tokio::test]
+async fn refusals_of_filters_speak_the_callers_dialect() {
+    let provider = Origin::start(|_| json_reply(completion("Hello"))).await;
+    let key = "hgk_exampleexampleexampleexample01231XI1lm";
+    let text = yaml(&[("openai", &provider, "openai_chat")], "").replace(
+        "services: { ai: {",
+        "services: { ai: { access: authenticated, filters: [{ api_key: { from: [bearer, { header: x-api-key }] } }, { rate_limit: { rate: 2/h, by: consumer } }],",
+    );
+    let text = format!("{text}\nconsumers: {{ app: {{ credentials: [{{ api_key: {{ hash: '{}' }} }}] }} }}\n", key_hash(key));
+    let gateway = Gateway::builder(&text).environment("KEY", OPENAI_KEY).start().await;
+    let stranger = gateway.call(&Call::post("/v1/chat/completions", "{}")).await;
+    assert_eq!(stranger.status, 401);
+    assert!(stranger.json()["error"]["message"].is_string(), "{}", stranger.text());
+    let call = || Call::post("/v1/chat/completions", r#"{"model":"openai/gpt-4o","messages":[]}"#).header("Authorization", &format!("Bearer {key}"));
+    assert_eq!(gateway.call(&call()).await.status, 200);
+    assert_eq!(gateway.call(&call()).await.status, 200);
+    let limited = gateway.call(&call()).await;
+    assert_eq!(limited.status, 429);
+    assert!(limited.header("retry-after").is_some());
+    assert!(limited.json()["error"]["message"].is_string(), "{}", limited.text());
+    let head = String::from_utf8_lossy(&provider.requests()[0].head).into_owned();
+    assert!(!head.contains(key), "{head}");
+}
+
+#[tokio::test]
+async fn a_caller_who_leaves_ends_the_providers_work() {
+    let (sender, mut feeds) = tokio::sync::mpsc::unbounded_channel();
+    let provider = Origin::start(move |_| {
+        let (reply, feed) = Reply::fed("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n");
+        feed.send(chunk(json!({ "role": "assistant", "content": "Hel" }), None));
+        let _ = sender.send(feed);
+        reply
+    })
+    .await;
+    let gateway = start(&[("openai", &provider, "openai_chat")], "").await;
+    let mut client = gateway.connect().await;
+    client.send(ask("openai/gpt-4o", r#","stream":true"#).bytes()).await.unwrap();
+    assert_eq!(client.head().await.unwrap().0, 200);
+    assert!(client.chunk().await.unwrap().is_some());
+    let feed = feeds.recv().await.unwrap();
+    drop(client);
+    assert!(feed.abandoned().await, "the provider goes on writing for nobody");
+    assert_eq!(gateway.access_log(1).await[0]["reason"], "client_closed");
+}
+
+#[tokio::test]
+async fn the_models_that_may_be_called_are_listed_and_no_others_answer() {
+    let provider = Origin::start(|_| json_reply(completion("Hello"))).await;
+    let models = "
+  models: { smart: { targets: [{ model: openai/gpt-4o }] }, hidden: { targets: [{ model: openai/gpt-4o }] } }
+";
+    let text = yaml(&[("openai", &provider, "openai_chat")], models)
+        .replace("backend: { ai: {} }", "backend: { ai: { models: [smart], default_model: smart } }");
+    let gateway = Gateway::builder(&text).environment("KEY", OPENAI_KEY).start().await;
+    let list = gateway.get("/v1/models").await.json();
+    assert_eq!(list["data"].as_array().map(Vec::len), Some(1));
+    assert_eq!(list["data"][0]["id"], "smart");
+    let anthropic = gateway.call(&Call::get("/v1/models").header("Anthropic-Version", "2023-06-01")).await.json();
+    assert_eq!((&anthropic["data"][0]["type"], &anthropic["has_more"]), (&json!("model"), &json!(false)));
+    assert_eq!(gateway.get("/v1/models/smart").await.status, 200);
+    assert_eq!(gateway.get("/v1/models/hidden").await.status, 404);
+    assert_eq!(gateway.call(&ask("hidden", "")).await.status, 404);
+    assert_eq!(gateway.call(&ask("openai/gpt-4o", "")).await.status, 404, "not even by its own name");
+    let unnamed = Call::post("/v1/chat/completions", r#"{"messages":[]}"#);
+    assert_eq!(gateway.call(&unnamed).await.status, 200, "the default");
+}
+
+#[tokio::test]
+async fn a_body_that_is_too_long_or_too_slow_is_refused() {
+    let provider = Origin::start(|_| json_reply(completion("Hello"))).await;
+    let text = yaml(&[("openai", &provider, "openai_chat")], "  max_body: 64KiB\n  memory: 96KiB\n");
+    let gateway = Gateway::builder(&text).environment("KEY", OPENAI_KEY).start().await;
+    let long = Call::post("/v1/chat/completions", vec![b' '; 70 << 10]);
+    assert_eq!(gateway.call(&long).await.status, 413);
+    // One body that does not end holds its memory; another then finds none.
+    let mut slow = gateway.connect().await;
+    slow.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 61440\r\n\r\n{").await.unwrap();
+    let full = || async {
+        let body = format!(r#"{{"model":"openai/gpt-4o","messages":[],"pad":"{}"}}"#, "x".repeat(50 << 10));
+        gateway.call(&Call::post("/v1/chat/completions", body)).await.status == 503
+    };
+    assert!(eventually(PATIENCE, full).await);
+    drop(slow);
+    let free = || async { gateway.call(&ask("openai/gpt-4o", "")).await.status == 200 };
+    assert!(eventually(PATIENCE, free).await);
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_the_section_is_told_with_its_place() {
+    let text = "
+services: { ai: { routes: { all: { match: { path_prefix: / }, backend: { ai: { models: [smrt] } } } } } }
+ai:
+  providers:
+    opnai: { keys: [{ secret: env:PATH }] }
+    openai: {}
+    groq: { keys: [{ secret: env:NOT_SET_ANYWHERE }], base_urls: { openai_chat: 'ftp://x' } }
+  models: { smart: { targets: [{ model: gpt-5 }, { model: nobody/x }] } }
+";
+    let problems = problems_of(text);
+    for part in [
+        "ai.providers.opnai: ",
+        "did you mean `openai`?",
+        "ai.providers.openai: ",
+        "OPENAI_API_KEY",
+        "ai.providers.groq.keys[0].secret: ",
+        "ai.providers.groq.base_urls.openai_chat: ",
+        "ai.models.smart.targets[0].model: ",
+        "ai.models.smart.targets[1].model: ",
+        "backend.ai.models[0]: ",
+        "did you mean `smart`?",
+    ] {
+        assert!(problems.contains(part), "{part}\n{problems}");
+    }
+}
