@@ -122,6 +122,36 @@ async fn a_call_passes_as_it_is_but_for_the_model_and_the_key() {
     // 600 at 2.50, 400 at 1.25 and 100 at 10 dollars for a million.
     assert_eq!(ai["cost"], json!(0.003), "{ai}");
     assert!(!line.to_string().contains("secret"), "{line}");
+
+    let labels = [("provider", "openai"), ("model", "gpt-4o")];
+    assert_eq!(gateway.metric("headgate_ai_calls_total", &labels).await, 1.0);
+    assert_eq!(gateway.metric("headgate_ai_cost_dollars_total", &labels).await, 0.003);
+    let tokens = |kind| [("provider", "openai"), ("model", "gpt-4o"), ("type", kind)];
+    assert_eq!(gateway.metric("headgate_ai_tokens_total", &tokens("input")).await, 1000.0);
+    assert_eq!(gateway.metric("headgate_ai_tokens_total", &tokens("cache_read")).await, 400.0);
+}
+
+#[tokio::test]
+async fn names_of_models_that_callers_make_up_are_no_labels_of_metrics() {
+    let provider = Origin::start(|_| error_reply(404, &[])).await;
+    let gateway = start(&[("openai", &provider, "openai_chat")], "").await;
+    for n in 0..3 {
+        assert_eq!(gateway.call(&ask(&format!("openai/made-up-{n}"), "")).await.status, 404);
+    }
+    let metrics = gateway.metrics().await;
+    assert!(!metrics.keys().any(|series| series.contains("made-up")), "{metrics:?}");
+    assert_eq!(gateway.metric("headgate_ai_failures_total", &[("provider", "openai"), ("model", "other")]).await, 3.0);
+}
+
+#[tokio::test]
+async fn a_call_whose_price_is_unknown_is_counted_as_such_and_not_as_free() {
+    let provider = Origin::start(|_| json_reply(completion("Hello"))).await;
+    let gateway = start(&[("openai", &provider, "openai_chat")], "").await;
+    assert_eq!(gateway.call(&ask("openai/a-model-of-tomorrow", "")).await.status, 200);
+    let line = &gateway.access_log(1).await[0];
+    assert_eq!((line["ai"].get("cost"), &line["ai"]["output_tokens"]), (None, &json!(100)));
+    let labels = [("provider", "openai"), ("model", "a-model-of-tomorrow")];
+    assert_eq!(gateway.metric("headgate_ai_unpriced_calls_total", &labels).await, 1.0);
 }
 
 #[tokio::test]

@@ -78,6 +78,20 @@ families! {
         "Questions that Redis has answered.";
     REDIS_FAILURES = "headgate_redis_failures_total", COUNTER, [],
         "Questions that Redis has not answered, or not in time.";
+    AI_CALLS = "headgate_ai_calls_total", COUNTER, ["provider", "model"],
+        "Finished calls of models, by who was asked last.";
+    AI_FAILURES = "headgate_ai_failures_total", COUNTER, ["provider", "model"],
+        "Of them, those that no whole answer came of.";
+    AI_FALLBACKS = "headgate_ai_fallbacks_total", COUNTER, ["provider", "model"],
+        "Attempts beyond the first of a call, by who was asked last.";
+    AI_TOKENS = "headgate_ai_tokens_total", COUNTER, ["provider", "model", "type"],
+        "Tokens as providers report them. `input` includes those of the cache, `output` those of reasoning.";
+    AI_COST = "headgate_ai_cost_dollars_total", COUNTER, ["provider", "model"],
+        "What calls have cost, where it is known.";
+    AI_UNPRICED = "headgate_ai_unpriced_calls_total", COUNTER, ["provider", "model"],
+        "Answered calls whose cost is unknown.";
+    AI_FIRST_TOKEN = "headgate_ai_first_token_seconds", HISTOGRAM, ["provider", "model"],
+        "Time from a call to the first content of its streamed answer.";
     CONNECTIONS_ACTIVE = "headgate_connections_active", GAUGE, ["listener"],
         "Open connections of clients.";
     CONNECTIONS_ACCEPTED = "headgate_connections_accepted_total", COUNTER, ["listener"],

@@ -6,6 +6,7 @@
 
 mod counts;
 mod families;
+mod models;
 mod process;
 
 use std::collections::HashMap;
@@ -50,6 +51,7 @@ struct Shared {
     routes: Mutex<Routes>,
     upstreams: Mutex<Upstreams>,
     sources: Mutex<Vec<Box<dyn Source>>>,
+    models: models::Models,
     /// Each shard is counted by the requests that began on it, so that they share no count of references either.
     totals: Sharded<Arc<Totals>>,
 }
@@ -282,6 +284,9 @@ impl Metrics {
     /// Counts a finished request. `route` is `None` if none was found.
     pub fn request_finished(&self, route: Option<&RouteMetrics>, method: &Method, exchange: &Exchange) {
         route.unwrap_or(&self.unrouted).record(method, exchange);
+        if let Some(call) = &exchange.ai {
+            self.shared.models.record(call);
+        }
         if let Some(reason) = exchange.reason {
             self.shared.totals.local().answers[reason as usize].fetch_add(1, Ordering::Relaxed);
         }
@@ -339,6 +344,7 @@ impl Shared {
         self.gather_totals(&mut out);
         self.live_routes().iter().for_each(|route| route.gather(&mut out));
         self.live_upstreams().iter().for_each(|upstream| upstream.gather(&mut out));
+        self.models.collect(&mut out);
         self.sources().iter().for_each(|source| source.collect(&mut out));
         out
     }
