@@ -25,6 +25,14 @@ pub enum Quirk {
     CacheControl,
     /// Takes texts only as a string, not as a list of parts.
     StringContent,
+    /// Thinks as it sees fit, and takes an effort instead of a budget of tokens (Anthropic's newer models).
+    AdaptiveThinking,
+    /// Refuses `temperature`, `top_p` and `top_k`.
+    NoSampling,
+    /// Anthropic's format as Amazon Bedrock hosts it: the model and whether to stream are in the path.
+    AnthropicOnBedrock,
+    /// Anthropic's format as Google Vertex hosts it: the model is in the path.
+    AnthropicOnVertex,
     /// Takes thoughts of earlier answers back as `reasoning_content`.
     ReasoningContent,
     /// Takes `reasoning` with an effort or a budget instead of `reasoning_effort`, and thoughts with their signatures back as
