@@ -3,6 +3,7 @@
 pub mod catalog;
 pub mod chat;
 pub mod cost;
+pub mod credentials;
 pub mod endpoint;
 pub mod formats;
 pub mod keys;

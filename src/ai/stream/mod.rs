@@ -3,6 +3,7 @@
 //! Pieces come in as the network cuts them, and frames come out whole. Memory is bounded: a frame that is longer than
 //! [`LONGEST`] ends the stream.
 
+pub mod event_stream;
 pub mod json_lines;
 pub mod sse;
 
@@ -22,7 +23,8 @@ pub enum Framing {
 /// One event as it was framed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Frame<'f> {
-    /// The event's name, where the framing has one and the sender gave it.
+    /// The event's name, where the framing has one and the sender gave it. Exceptions of AWS have their own
+    /// ([`event_stream::EXCEPTION`]).
     pub event: Option<&'f str>,
     pub data: &'f [u8],
 }
@@ -49,8 +51,18 @@ impl Framing {
     pub fn deframer(self) -> Box<dyn Deframer> {
         match self {
             Framing::Sse => Box::<sse::Sse>::default(),
-            Framing::EventStream | Framing::JsonLines => Box::<json_lines::JsonLines>::default(),
+            Framing::EventStream => Box::<event_stream::EventStream>::default(),
+            Framing::JsonLines => Box::<json_lines::JsonLines>::default(),
         }
+    }
+
+    /// What an answer of this type is framed by. The same format is framed in several ways: Anthropic's events come as
+    /// server-sent events, and wrapped into an event stream by Bedrock.
+    pub fn of_content_type(content_type: &str) -> Option<Framing> {
+        let essence = content_type.split(';').next().unwrap_or_default().trim();
+        [Framing::Sse, Framing::EventStream, Framing::JsonLines]
+            .into_iter()
+            .find(|framing| essence.eq_ignore_ascii_case(framing.content_type()))
     }
 
     pub fn content_type(self) -> &'static str {
