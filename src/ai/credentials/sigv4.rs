@@ -281,7 +281,7 @@ mod tests {
             ],
             ..GET
         };
-        let want = "5d672d79c15b13162d9279b0855cfcb6789a8edb4c82c400e06b5924a6f2b5d7";
+        let want = "5d672d79c15b13162d9279b0855cfba6789a8edb4c82c400e06b5924a6f2b5d7";
         assert_eq!(signature(&sign(&signer("us-east-1", "iam", None), iam)), want, "the example of the IAM guide");
     }
 

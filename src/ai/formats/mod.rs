@@ -6,6 +6,10 @@
 mod openai_chat;
 mod reading;
 mod writing;
+pub mod anthropic;
+mod arguments;
+pub mod bedrock;
+pub mod tolerant;
 
 use http::HeaderMap;
 use schemars::JsonSchema;
@@ -53,6 +57,7 @@ impl Format {
     pub fn caller(self) -> Option<&'static dyn Caller> {
         match self {
             Format::OpenAiChat => Some(&openai_chat::OpenAiChat),
+            Format::Anthropic => Some(&anthropic::Anthropic),
             _ => None,
         }
     }
@@ -61,6 +66,8 @@ impl Format {
     pub fn provider(self) -> Option<&'static dyn Provider> {
         match self {
             Format::OpenAiChat => Some(&openai_chat::OpenAiChat),
+            Format::Anthropic => Some(&anthropic::Anthropic),
+            Format::Bedrock => Some(&bedrock::Bedrock),
             _ => None,
         }
     }
