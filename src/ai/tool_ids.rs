@@ -1,5 +1,4 @@
-//! Ids of tool calls: made where a format has none, and able to carry a provider's signature through dialects that have no
-//! place for one.
+//! Ids of tool calls that carry a provider's signature through dialects that have no place for one.
 //!
 //! Gemini wants to see its `thoughtSignature` again when a call is replayed, and callers of other dialects replay nothing but
 //! the call's id. So the id of a signed call is `<id>__signature__<signature>`, the signature in the URL-safe alphabet and
@@ -7,14 +6,6 @@
 //! the signature is given the id without it ([`bare`]), since most refuse ids longer than 64 characters.
 
 const MARK: &str = "__signature__";
-
-/// A new id, as OpenAI's look: `call_` and 24 letters and digits.
-pub fn made_up() -> String {
-    let mut id = String::with_capacity(29);
-    id.push_str("call_");
-    id.extend(std::iter::repeat_with(fastrand::alphanumeric).take(24));
-    id
-}
 
 /// The id with the signature in it. What is no base64 is left out.
 pub fn signed(id: &str, signature: &str) -> String {

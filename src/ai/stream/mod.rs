@@ -4,6 +4,7 @@
 //! [`LONGEST`] ends the stream.
 
 pub mod event_stream;
+pub mod json_array;
 pub mod json_lines;
 pub mod sse;
 
@@ -18,6 +19,8 @@ pub enum Framing {
     EventStream,
     /// One JSON document on each line.
     JsonLines,
+    /// One JSON array of documents.
+    JsonArray,
 }
 
 /// One event as it was framed.
@@ -53,6 +56,8 @@ impl Framing {
             Framing::Sse => Box::<sse::Sse>::default(),
             Framing::EventStream => Box::<event_stream::EventStream>::default(),
             Framing::JsonLines => Box::<json_lines::JsonLines>::default(),
+            Framing::JsonArray => Box::<json_array::JsonArray>::default(),
+            Framing::EventStream | Framing::JsonLines => Box::<json_lines::JsonLines>::default(),
         }
     }
 
@@ -70,6 +75,7 @@ impl Framing {
             Framing::Sse => "text/event-stream",
             Framing::EventStream => "application/vnd.amazon.eventstream",
             Framing::JsonLines => "application/x-ndjson",
+            Framing::JsonArray => "application/json",
         }
     }
 }
