@@ -50,6 +50,43 @@ pub struct ChatRequest {
     pub dialect: Option<Format>,
 }
 
+impl ChatRequest {
+    /// Refuses a call that goes on from what a provider keeps under an id: a provider that does not speak the caller's own
+    /// dialect has nothing under it. To be asked before a call of Responses is written in another format.
+    pub fn refuse_stored_state(&self) -> Result<(), Failure> {
+        if self.dialect != Some(Format::OpenAiResponses) {
+            return Ok(());
+        }
+        let stored = self.rest.iter().find(|(name, value)| match name.as_str() {
+            "previous_response_id" | "conversation" | "prompt" => !value.is_null(),
+            "store" | "background" => **value == Value::Bool(true),
+            name if name.starts_with("input[") => value.get("type").is_some_and(|kind| kind == "item_reference"),
+            _ => false,
+        });
+        match stored {
+            Some((name, _)) => {
+                let message = format!("The provider of this model keeps no responses, so `{name}` cannot be served.");
+                Err(Failure::invalid(name.as_str(), message))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a field of `rest` asks for nothing, so that leaving it out is no loss.
+    pub fn says_nothing(name: &str, value: &Value) -> bool {
+        match name {
+            _ if value.is_null() => true,
+            "store" | "background" => *value == Value::Bool(false),
+            "truncation" => value == "disabled",
+            "service_tier" => value == "auto" || value == "default",
+            "metadata" => value.as_object().is_some_and(Map::is_empty),
+            // Thoughts are always sent along.
+            "include" => value.as_array().is_some_and(|all| all.iter().all(|one| one == "reasoning.encrypted_content")),
+            _ => false,
+        }
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Message {
     pub role: Role,
