@@ -10,6 +10,9 @@ pub mod anthropic;
 mod arguments;
 pub mod bedrock;
 pub mod tolerant;
+pub mod gemini;
+mod provider_words;
+mod tolerant;
 
 use http::HeaderMap;
 use schemars::JsonSchema;
@@ -58,6 +61,7 @@ impl Format {
         match self {
             Format::OpenAiChat => Some(&openai_chat::OpenAiChat),
             Format::Anthropic => Some(&anthropic::Anthropic),
+            Format::Gemini => Some(&gemini::GEMINI),
             _ => None,
         }
     }
@@ -68,6 +72,7 @@ impl Format {
             Format::OpenAiChat => Some(&openai_chat::OpenAiChat),
             Format::Anthropic => Some(&anthropic::Anthropic),
             Format::Bedrock => Some(&bedrock::Bedrock),
+            Format::Gemini => Some(&gemini::GEMINI),
             _ => None,
         }
     }
