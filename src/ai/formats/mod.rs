@@ -11,6 +11,7 @@ mod arguments;
 pub mod bedrock;
 pub mod tolerant;
 pub mod gemini;
+pub mod openai_responses;
 mod provider_words;
 mod tolerant;
 
@@ -61,6 +62,7 @@ impl Format {
         match self {
             Format::OpenAiChat => Some(&openai_chat::OpenAiChat),
             Format::Anthropic => Some(&anthropic::Anthropic),
+            Format::OpenAiResponses => Some(&openai_responses::OpenAiResponses),
             Format::Gemini => Some(&gemini::GEMINI),
             _ => None,
         }
@@ -72,6 +74,7 @@ impl Format {
             Format::OpenAiChat => Some(&openai_chat::OpenAiChat),
             Format::Anthropic => Some(&anthropic::Anthropic),
             Format::Bedrock => Some(&bedrock::Bedrock),
+            Format::OpenAiResponses => Some(&openai_responses::OpenAiResponses),
             Format::Gemini => Some(&gemini::GEMINI),
             _ => None,
         }
