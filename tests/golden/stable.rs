@@ -5,8 +5,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use regex::{Captures, Regex};
 
-/// A few letters, a dash, and sixteen or more random letters and digits, as `formats::made_up` makes them.
-static ID: LazyLock<Regex> = LazyLock::new(|| Regex::new(r#""([a-z]{1,12}[_-])([A-Za-z0-9]{16,})"#).unwrap());
+/// A few letters, a dash, and sixteen or more random letters and digits, as `formats::made_up` makes them; a signature in an
+/// id stays as it is.
+static ID: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r#""([a-z]{1,12}[_-])([A-Za-z0-9]{16,})((?:__signature__[A-Za-z0-9_-]*)?)"#).unwrap());
 static SECONDS: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\b\d{10}\b").unwrap());
 
 /// Numbers the ids of `output` that are not from `input`, and sets the clock to 1700000000.
