@@ -53,13 +53,13 @@ struct Body<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     metadata: Option<Metadata<'a>>,
     #[serde(flatten)]
-    rest: Vec2Map<'a>,
+    rest: Members<'a>,
 }
 
 /// Members in their order.
-struct Vec2Map<'a>(Vec<(&'a str, &'a Value)>);
+struct Members<'a>(Vec<(&'a str, &'a Value)>);
 
-impl Serialize for Vec2Map<'_> {
+impl Serialize for Members<'_> {
     fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
         to.collect_map(self.0.iter().copied())
     }
@@ -125,7 +125,7 @@ pub(super) fn write(
 ) -> Result<Vec<u8>, Failure> {
     let host = Host::of(quirks);
     let plan = thinking::plan(request, quirks.has(Quirk::AdaptiveThinking), dropped);
-    let mut carried = Carried::of(request, dropped);
+    let mut carried = Carried::of(request, host, dropped);
     let (system, messages) = conversation(request, &mut carried, dropped);
     if messages.is_empty() {
         return Err(Failure::invalid(
@@ -153,7 +153,7 @@ pub(super) fn write(
         top_k: sampling.top_k,
         stop_sequences: stop_sequences(&request.stop, dropped),
         metadata: request.user.as_deref().map(|user_id| Metadata { user_id }),
-        rest: Vec2Map(carried.members),
+        rest: Members(carried.members),
     };
     serde_json::to_vec(&body)
         .map_err(|error| Failure::new(chat::FailureKind::Server, format!("The request cannot be written: {error}")))
@@ -169,12 +169,17 @@ struct Carried<'a> {
 
 impl<'a> Carried<'a> {
     /// What is of another dialect, or stands where it cannot be put back, is noted.
-    fn of(request: &'a ChatRequest, dropped: &mut Dropped) -> Carried<'a> {
+    fn of(request: &'a ChatRequest, host: Option<Host>, dropped: &mut Dropped) -> Carried<'a> {
         let own = request.dialect == Some(Format::Anthropic);
         let system = own_system(request);
         let (mut members, mut tools, mut blocks) = (Vec::new(), Vec::new(), Vec::new());
         for (path, value) in &request.rest {
-            if own && !path.contains(['.', '[']) {
+            if path == "anthropic_version" {
+                // Written for those who want it.
+            } else if own && path == "anthropic_beta" && host != Some(Host::Bedrock) {
+                // A header everywhere else.
+                dropped.add("anthropic_beta");
+            } else if own && !path.contains(['.', '[']) {
                 members.push((path.as_str(), value));
             } else if own && path.starts_with("tools[") && path.ends_with(']') {
                 tools.push(value);
@@ -416,30 +421,36 @@ pub struct Sampling {
 
 impl Sampling {
     pub fn of(request: &ChatRequest, plan: &Plan, quirks: Quirks, dropped: &mut Dropped) -> Sampling {
-        let mut keep = |name: &'static str, kept: bool| {
-            if !kept {
-                dropped.add(name);
-            }
-            kept
+        let refused = quirks.has(Quirk::NoSampling);
+        let mut note = |name: &'static str| -> Option<f64> {
+            dropped.add(name);
+            None
         };
-        let none = quirks.has(Quirk::NoSampling);
-        // Others count to two. One is the default, and the only one that goes with thinking.
-        let warmer = |temperature: f64| temperature > 1.0;
-        let temperature = request.temperature.filter(|temperature| *temperature != 1.0);
-        let temperature = temperature.filter(|_| keep("temperature", !none && !plan.thinks()));
-        let temperature = temperature
-            .filter(|temperature| keep("temperature", !warmer(*temperature)))
-            .or(request.temperature.filter(|temperature| *temperature >= 1.0 && !none && !plan.thinks()).map(|_| 1.0));
-        // One cuts nothing off; newer models refuse it beside a temperature.
-        let top_p = request.top_p.filter(|top_p| *top_p < 1.0);
-        let top_p = top_p.filter(|top_p| keep("top_p", !none && (!plan.thinks() || *top_p >= 0.95)));
-        let top_k = request.top_k.filter(|_| keep("top_k", !none && !plan.thinks()));
+        let temperature = match request.temperature {
+            None => None,
+            // The default, and the only one that goes with thinking.
+            Some(1.0) => (!refused).then_some(1.0),
+            Some(_) if refused || plan.thinks() => note("temperature"),
+            // Others count to two.
+            Some(warmer) if warmer > 1.0 => note("temperature").or(Some(1.0)),
+            Some(temperature) => Some(temperature),
+        };
+        let top_p = match request.top_p {
+            // It cuts nothing off, and newer models refuse it beside a temperature.
+            None | Some(1.0..) => None,
+            Some(top_p) if refused || (plan.thinks() && top_p < 0.95) => note("top_p"),
+            Some(top_p) => Some(top_p),
+        };
+        let top_k = match request.top_k {
+            Some(_) if refused || plan.thinks() => note("top_k").and(None),
+            top_k => top_k,
+        };
         Sampling { temperature, top_p, top_k }
     }
 }
 
 /// Stop texts; those of white space alone are refused.
-fn stop_sequences<'a>(stop: &'a [String], dropped: &mut Dropped) -> Vec<&'a str> {
+pub fn stop_sequences<'a>(stop: &'a [String], dropped: &mut Dropped) -> Vec<&'a str> {
     let (texts, blank): (Vec<&str>, Vec<&str>) =
         stop.iter().map(String::as_str).partition(|text| !text.trim().is_empty());
     if !blank.is_empty() {

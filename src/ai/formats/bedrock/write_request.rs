@@ -12,18 +12,15 @@ use serde_json::{Map, Value, json};
 
 use super::Maker;
 use crate::ai::chat::{
-    CacheMark, ChatRequest, Dropped, Failure, FailureKind, OutputFormat, Part, Role, Source, ToolChoice, ToolResult,
+    CacheMark, ChatRequest, Dropped, Effort, Failure, FailureKind, OutputFormat, Part, Role, Source, ToolChoice,
+    ToolResult,
 };
 use crate::ai::formats::Format;
 use crate::ai::formats::anthropic::thinking::{self, Plan, Thinking};
-use crate::ai::formats::anthropic::write_request::{Sampling, note_unknown, path_of, schema};
+use crate::ai::formats::anthropic::write_request::{Sampling, note_unknown, path_of, schema, stop_sequences};
 use crate::ai::formats::arguments::Arguments;
 use crate::ai::quirks::{Quirk, Quirks};
 use crate::ai::tool_ids;
-
-/// Fields of Converse that a caller may write although no dialect has a word for them.
-const OWN_FIELDS: [&str; 5] =
-    ["guardrailConfig", "performanceConfig", "promptVariables", "requestMetadata", "additionalModelResponseFieldPaths"];
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -39,8 +36,6 @@ struct Body<'a> {
     output_config: Option<OutputConfig<'a>>,
     #[serde(skip_serializing_if = "Map::is_empty")]
     additional_model_request_fields: Map<String, Value>,
-    #[serde(flatten)]
-    rest: Map<String, Value>,
 }
 
 #[derive(Serialize)]
@@ -124,8 +119,8 @@ struct InferenceConfig<'a> {
     temperature: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
     top_p: Option<f64>,
-    #[serde(skip_serializing_if = "<[_]>::is_empty")]
-    stop_sequences: &'a [String],
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    stop_sequences: Vec<&'a str>,
 }
 
 impl InferenceConfig<'_> {
@@ -223,6 +218,7 @@ pub(super) fn write(
     let plan = reasoning(request, maker, quirks, &mut additional, dropped);
     let sampling = Sampling::of(request, &plan, quirks, dropped);
     top_k(sampling.top_k, maker, &mut additional, dropped);
+    rest(request, maker, &mut additional, dropped);
     note_unknown(request, dropped);
     if request.user.is_some() {
         dropped.add("user");
@@ -235,36 +231,28 @@ pub(super) fn write(
             max_tokens: plan.max_tokens,
             temperature: sampling.temperature,
             top_p: sampling.top_p,
-            stop_sequences: &request.stop,
+            stop_sequences: match maker {
+                Maker::Anthropic => stop_sequences(&request.stop, dropped),
+                _ => request.stop.iter().map(String::as_str).filter(|text| !text.is_empty()).collect(),
+            },
         },
         tool_config: tool_config(request, maker, dropped),
         output_config: (output_config.text_format.is_some() || output_config.effort.is_some()).then_some(output_config),
-        rest: rest(request, &mut additional, dropped),
         additional_model_request_fields: additional,
     };
     serde_json::to_vec(&body)
         .map_err(|error| Failure::new(FailureKind::Server, format!("The request cannot be written: {error}")))
 }
 
-/// Fields that are Converse's own; all others are noted.
-fn rest(request: &ChatRequest, additional: &mut Map<String, Value>, dropped: &mut Dropped) -> Map<String, Value> {
-    let mut kept = Map::new();
+/// No caller speaks Converse, so that all of it is noted; Claude itself knows the betas of Anthropic's callers.
+fn rest(request: &ChatRequest, maker: Maker, additional: &mut Map<String, Value>, dropped: &mut Dropped) {
     for (path, value) in &request.rest {
-        match value {
-            Value::Object(members) if path == "additionalModelRequestFields" => {
-                additional.extend(members.iter().map(|(name, value)| (name.clone(), value.clone())));
-            }
-            _ if OWN_FIELDS.contains(&path.as_str()) => {
-                kept.insert(path.clone(), value.clone());
-            }
-            // Claude knows them by Anthropic's name; which dialect the caller speaks makes no difference to them.
-            Value::Array(_) if path == "anthropic_beta" && request.dialect == Some(Format::Anthropic) => {
-                additional.insert(path.clone(), value.clone());
-            }
-            _ => dropped.add(path.clone()),
+        let betas = path == "anthropic_beta" && request.dialect == Some(Format::Anthropic);
+        match betas && maker == Maker::Anthropic {
+            true => drop(additional.insert(path.clone(), value.clone())),
+            false => dropped.add(path.clone()),
         }
     }
-    kept
 }
 
 fn conversation<'a>(
@@ -602,14 +590,15 @@ fn reasoning(
             };
             additional.insert("reasoning_effort".to_owned(), Value::from(effort));
         }
-        (Maker::NovaTwo, Some(effort)) if effort > crate::ai::chat::Effort::None => {
+        // They do not think unless told to.
+        (Maker::Nova | Maker::NovaTwo | Maker::Mistral | Maker::Other, Some(Effort::None)) => {}
+        (Maker::NovaTwo, Some(effort)) => {
             let effort = match thinking::name(effort) {
                 "xhigh" | "max" => "high",
                 effort => effort,
             };
             additional.insert("reasoningConfig".to_owned(), json!({ "type": "enabled", "maxReasoningEffort": effort }));
         }
-        (Maker::NovaTwo, Some(_)) => {}
         _ => dropped.add("reasoning"),
     }
     unplanned
