@@ -3,6 +3,8 @@
 //! A format that callers speak implements [`Caller`], one that providers speak implements [`Provider`]; most do both. Meaning
 //! is here, framing is in [`crate::ai::stream`]. Nothing in here knows of connections, keys or routes.
 
+mod cohere;
+mod ollama;
 mod openai_chat;
 mod reading;
 mod writing;
@@ -76,6 +78,8 @@ impl Format {
             Format::Bedrock => Some(&bedrock::Bedrock),
             Format::OpenAiResponses => Some(&openai_responses::OpenAiResponses),
             Format::Gemini => Some(&gemini::GEMINI),
+            Format::Cohere => Some(&cohere::Cohere),
+            Format::Ollama => Some(&ollama::Ollama),
             _ => None,
         }
     }

@@ -55,8 +55,31 @@ macro_rules! wire_object {
 pub(super) use wire_object;
 
 /// A text that is borrowed where it holds no escapes.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-pub struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Text<'a>(Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnyText;
+        impl<'de> Visitor<'de> for AnyText {
+            type Value = Text<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Borrowed(text)))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text.to_owned())))
+            }
+            fn visit_string<E>(self, text: String) -> Result<Text<'de>, E> {
+                Ok(Text(Cow::Owned(text)))
+            }
+        }
+        deserializer.deserialize_str(AnyText)
+    }
+}
 
 impl Text<'_> {
     pub fn into_owned(self) -> String {

@@ -70,19 +70,11 @@ impl Object<'_> {
 }
 
 impl List<'_> {
-    fn next(&mut self) -> &mut Vec<u8> {
+    pub fn object(&mut self, fill: impl FnOnce(&mut Object<'_>)) {
         if std::mem::replace(&mut self.begun, true) {
             self.out.push(b',');
         }
-        self.out
-    }
-
-    pub fn push<T: Serialize + ?Sized>(&mut self, item: &T) {
-        value(self.next(), item);
-    }
-
-    pub fn object(&mut self, fill: impl FnOnce(&mut Object<'_>)) {
-        object(self.next(), fill);
+        object(self.out, fill);
     }
 }
 
@@ -122,14 +114,14 @@ mod tests {
             o.set("number", &f64::NAN);
             o.object("empty", |_| {});
             o.list("list", |l| {
-                l.push(&1);
+                l.object(|_| {});
                 l.object(|o| o.raw("raw", "{\"a\":[]}"));
             });
             o.set("joined", &Joined(&data_url("image/png", "\"AA==")));
         });
         assert_eq!(
             String::from_utf8(out).unwrap(),
-            r#"{"te\"xt":"a\né","number":null,"empty":{},"list":[1,{"raw":{"a":[]}}],"joined":"data:image/png;base64,\"AA=="}"#
+            r#"{"te\"xt":"a\né","number":null,"empty":{},"list":[{},{"raw":{"a":[]}}],"joined":"data:image/png;base64,\"AA=="}"#
         );
     }
 }

@@ -143,7 +143,10 @@ pub fn read(body: &[u8], path: PathFacts<'_>) -> Result<ChatRequest, Failure> {
         legacy_functions: legacy,
         // A legacy answer has room for one call.
         parallel_tools: if legacy { Some(false) } else { wire.parallel_tool_calls },
-        max_tokens: count("max_completion_tokens", wire.max_completion_tokens.or(wire.max_tokens))?,
+        max_tokens: match wire.max_completion_tokens {
+            Some(limit) => count("max_completion_tokens", Some(limit))?,
+            None => count("max_tokens", wire.max_tokens)?,
+        },
         temperature: wire.temperature,
         top_p: wire.top_p,
         top_k: count("top_k", wire.top_k)?,

@@ -11,8 +11,6 @@ use crate::ai::chat::Thought;
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct Detail<'a> {
-    #[serde(borrow, rename = "type")]
-    pub kind: Option<Text<'a>>,
     #[serde(borrow)]
     pub text: Option<Text<'a>>,
     #[serde(borrow)]
