@@ -5,7 +5,9 @@ use http::{HeaderName, HeaderValue, Uri};
 use pingora::http::RequestHeader;
 
 use super::catalog::Credential;
-use super::formats::Format;
+use super::formats::anthropic::hosted::Host;
+use super::formats::{Format, bedrock};
+use super::quirks::Quirks;
 
 /// One base URL of a provider, taken apart.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,16 +50,26 @@ impl Endpoint {
     }
 
     /// The path and query of a chat call. `path` is the provider's own, where it differs from the format's.
-    pub fn chat_path(&self, model: &str, stream: bool, path: Option<&str>) -> String {
+    pub fn chat_path(&self, model: &str, stream: bool, path: Option<&str>, quirks: Quirks) -> String {
         let prefix = &self.prefix;
         match self.format {
+            Format::Anthropic if Host::of(quirks) == Some(Host::Vertex) => {
+                let method = if stream { "streamRawPredict" } else { "rawPredict" };
+                format!("{prefix}/models/{}:{method}", segments(model))
+            }
+            Format::Anthropic if Host::of(quirks) == Some(Host::Bedrock) => {
+                let operation = if stream { bedrock::Operation::InvokeStream } else { bedrock::Operation::Invoke };
+                format!("{prefix}{}", bedrock::path(model, operation))
+            }
             Format::OpenAiChat => format!("{prefix}{}", path.unwrap_or("/chat/completions")),
             Format::OpenAiResponses => format!("{prefix}/responses"),
             Format::Anthropic => format!("{prefix}/messages"),
             Format::Gemini if stream => format!("{prefix}/models/{}:streamGenerateContent?alt=sse", segments(model)),
             Format::Gemini => format!("{prefix}/models/{}:generateContent", segments(model)),
-            Format::Bedrock if stream => format!("{prefix}/model/{}/converse-stream", segment(model)),
-            Format::Bedrock => format!("{prefix}/model/{}/converse", segment(model)),
+            Format::Bedrock => {
+                let operation = if stream { bedrock::Operation::ConverseStream } else { bedrock::Operation::Converse };
+                format!("{prefix}{}", bedrock::path(model, operation))
+            }
             Format::Cohere => format!("{prefix}/chat"),
             Format::Ollama => format!("{prefix}/api/chat"),
         }
@@ -120,10 +132,10 @@ mod tests {
     fn a_base_url_is_taken_apart() {
         let endpoint = Endpoint::parse(Format::OpenAiChat, "https://api.example.com/openai/v1/").unwrap();
         assert_eq!(endpoint.address(), "api.example.com:443");
-        assert_eq!(endpoint.chat_path("m", true, None), "/openai/v1/chat/completions");
+        assert_eq!(endpoint.chat_path("m", true, None, Quirks::default()), "/openai/v1/chat/completions");
         let local = Endpoint::parse(Format::Ollama, "http://127.0.0.1:11434").unwrap();
         assert_eq!((local.address().as_str(), local.https), ("127.0.0.1:11434", false));
-        assert_eq!(local.chat_path("m", false, None), "/api/chat");
+        assert_eq!(local.chat_path("m", false, None, Quirks::default()), "/api/chat");
         for wrong in ["api.example.com", "ftp://a/", "https://user:pw@a/", "https://a/?k=1", "https://"] {
             assert!(Endpoint::parse(Format::OpenAiChat, wrong).is_err(), "{wrong}");
         }
@@ -134,12 +146,12 @@ mod tests {
         let bedrock = Endpoint::parse(Format::Bedrock, "https://bedrock.example").unwrap();
         let name = "arn:aws:bedrock:eu:1:profile/a?b#c";
         assert_eq!(
-            bedrock.chat_path(name, true, None),
+            bedrock.chat_path(name, true, None, Quirks::default()),
             "/model/arn%3Aaws%3Abedrock%3Aeu%3A1%3Aprofile%2Fa%3Fb%23c/converse-stream"
         );
         let gemini = Endpoint::parse(Format::Gemini, "https://g.example/v1beta").unwrap();
-        assert_eq!(gemini.chat_path("tuned/x y", false, None), "/v1beta/models/tuned/x%20y:generateContent");
-        assert!(!gemini.chat_path("../../secret", false, None).contains(".."));
+        assert_eq!(gemini.chat_path("tuned/x y", false, None, Quirks::default()), "/v1beta/models/tuned/x%20y:generateContent");
+        assert!(!gemini.chat_path("../../secret", false, None, Quirks::default()).contains(".."));
     }
 
     #[test]

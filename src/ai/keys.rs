@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use super::credentials::sigv4::SigV4;
 use crate::config::Secret;
 
 /// A key is left alone for this long after a refusal that says no time of its own.
@@ -18,6 +19,8 @@ pub struct Key {
     /// What it is called in logs and metrics: its place in the configuration, never part of the key.
     pub name: Arc<str>,
     secret: Secret,
+    /// Signs requests, where the provider wants that instead of being shown the key.
+    signer: Option<Box<SigV4>>,
     weight: u32,
     /// Empty: for all.
     models: Box<[Box<str>]>,
@@ -51,7 +54,28 @@ impl KeyState {
 impl Key {
     pub fn new(name: &str, secret: Secret, weight: u32, models: &[String], state: Arc<KeyState>) -> Key {
         let models = models.iter().map(|model| model.as_str().into()).collect();
-        Key { name: name.into(), secret, weight, models, state }
+        Key { name: name.into(), secret, signer: None, weight, models, state }
+    }
+
+    /// The same key, which signs as AWS wants it for `region`. It is written `ID:SECRET`, or `ID:SECRET:TOKEN` with the token of a
+    /// session.
+    pub fn signing(self, region: &str) -> Result<Key, &'static str> {
+        let mut parts = self.secret.expose().splitn(3, ':');
+        let (Some(id), Some(secret)) = (parts.next(), parts.next().filter(|secret| !secret.is_empty())) else {
+            return Err("write the id and the secret of an AWS access key with a colon between them");
+        };
+        let signer = SigV4 {
+            access_key_id: id.to_owned(),
+            secret_access_key: Secret::new(secret.to_owned()),
+            session_token: parts.next().map(|token| Secret::new(token.to_owned())),
+            region: region.to_owned(),
+            service: "bedrock".to_owned(),
+        };
+        Ok(Key { signer: Some(Box::new(signer)), ..self })
+    }
+
+    pub fn signer(&self) -> Option<&SigV4> {
+        self.signer.as_deref()
     }
 
     pub fn expose(&self) -> &str {

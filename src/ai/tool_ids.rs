@@ -7,6 +7,11 @@
 
 const MARK: &str = "__signature__";
 
+/// A new id, as OpenAI's look.
+pub fn made_up() -> String {
+    super::formats::made_up("call_")
+}
+
 /// The id with the signature in it. What is no base64 is left out.
 pub fn signed(id: &str, signature: &str) -> String {
     let mut signed = String::with_capacity(id.len() + MARK.len() + signature.len());

@@ -273,6 +273,11 @@ impl Compiler<'_> {
             let place = format!("{path}.variables.{variable}");
             self.problems.unknown(place, "variable", variable, spec.variables.keys().map(String::as_str));
         }
+        if spec.credential == Credential::GoogleOauth {
+            let message = "this provider wants tokens of a Google account, which this version cannot get; use `gemini` with a key";
+            self.problems.add(&path, message);
+            return None;
+        }
         let endpoints = self.endpoints(name, written, &spec, &path);
         let name: Arc<str> = name.into();
         let keys = self.keys(&name, written, &spec, &path);
@@ -343,6 +348,13 @@ impl Compiler<'_> {
         Some(origin)
     }
 
+    /// The region that a provider's variables say.
+    fn region(&self, written: &written::Provider, spec: &ProviderSpec) -> String {
+        let given = |name: &str| written.variables.get(name).cloned();
+        let value = spec.variable_value("region", &given, self.ground.around.environment);
+        value.unwrap_or_else(|| "us-east-1".to_owned())
+    }
+
     fn keys(&mut self, name: &Arc<str>, written: &written::Provider, spec: &ProviderSpec, path: &str) -> Box<[Key]> {
         let known: HashMap<&str, &Arc<KeyState>> = self
             .before
@@ -364,7 +376,14 @@ impl Compiler<'_> {
             }
             let called = format!("{name}[{i}]");
             let state = known.get(called.as_str()).map(|state| (*state).clone()).unwrap_or_default();
-            keys.push(Key::new(&called, secret, key.weight, &key.models, state));
+            let key = Key::new(&called, secret, key.weight, &key.models, state);
+            match spec.credential {
+                Credential::AwsSigv4 => match key.signing(&self.region(written, spec)) {
+                    Ok(key) => keys.push(key),
+                    Err(message) => self.problems.add(&place, message),
+                },
+                _ => keys.push(key),
+            }
         }
         keys.into()
     }

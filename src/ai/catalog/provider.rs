@@ -93,6 +93,16 @@ impl ProviderSpec {
         }))
     }
 
+    /// What a variable of the base URLs stands for; `None` if it has no value.
+    pub fn variable_value(
+        &self,
+        name: &str,
+        given: &dyn Fn(&str) -> Option<String>,
+        environment: &Environment,
+    ) -> Option<String> {
+        self.variable(name, given, environment, MOST_STEPS)
+    }
+
     fn variable(
         &self,
         name: &str,

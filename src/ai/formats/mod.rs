@@ -3,19 +3,18 @@
 //! A format that callers speak implements [`Caller`], one that providers speak implements [`Provider`]; most do both. Meaning
 //! is here, framing is in [`crate::ai::stream`]. Nothing in here knows of connections, keys or routes.
 
-mod cohere;
-mod ollama;
-mod openai_chat;
-mod reading;
-mod writing;
 pub mod anthropic;
 mod arguments;
 pub mod bedrock;
-pub mod tolerant;
-pub mod gemini;
-pub mod openai_responses;
+mod cohere;
+mod gemini;
+mod ollama;
+mod openai_chat;
+mod openai_responses;
 mod provider_words;
+mod reading;
 mod tolerant;
+mod writing;
 
 use http::HeaderMap;
 use schemars::JsonSchema;
@@ -63,9 +62,17 @@ impl Format {
     pub fn caller(self) -> Option<&'static dyn Caller> {
         match self {
             Format::OpenAiChat => Some(&openai_chat::OpenAiChat),
-            Format::Anthropic => Some(&anthropic::Anthropic),
             Format::OpenAiResponses => Some(&openai_responses::OpenAiResponses),
+            Format::Anthropic => Some(&anthropic::Anthropic),
             Format::Gemini => Some(&gemini::GEMINI),
+            Format::Bedrock | Format::Cohere | Format::Ollama => None,
+        }
+    }
+
+    /// Gemini's streams come as one JSON array where the caller does not ask for server-sent events.
+    pub fn caller_of_arrays(self) -> Option<&'static dyn Caller> {
+        match self {
+            Format::Gemini => Some(&gemini::GEMINI_ARRAY),
             _ => None,
         }
     }
@@ -80,7 +87,6 @@ impl Format {
             Format::Gemini => Some(&gemini::GEMINI),
             Format::Cohere => Some(&cohere::Cohere),
             Format::Ollama => Some(&ollama::Ollama),
-            _ => None,
         }
     }
 }

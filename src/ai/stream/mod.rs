@@ -57,7 +57,6 @@ impl Framing {
             Framing::EventStream => Box::<event_stream::EventStream>::default(),
             Framing::JsonLines => Box::<json_lines::JsonLines>::default(),
             Framing::JsonArray => Box::<json_array::JsonArray>::default(),
-            Framing::EventStream | Framing::JsonLines => Box::<json_lines::JsonLines>::default(),
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderName, HeaderValue, StatusCode};
+use jiff::Timestamp;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::client::HttpSession;
 use pingora::proxy::Session;
@@ -14,9 +15,12 @@ use pingora::upstreams::peer::HttpPeer;
 use super::{Call, JSON, dropped_header, stream, told};
 use crate::ai::chat::{ChatAnswer, Dropped, Failure, FailureKind};
 use crate::ai::endpoint::{Endpoint, show_key};
+use crate::ai::formats::anthropic::hosted::{self, Host};
 use crate::ai::formats::{Format, Provider as Spoken};
+use crate::ai::credentials::sigv4::{SigV4, Unsigned};
 use crate::ai::keys::Key;
 use crate::ai::targets::{InFlight, Target};
+use crate::ai::stream::Framing;
 use crate::ai::{retry_after, usage};
 use crate::filters::filter::Answer;
 use crate::proxy::context::Context;
@@ -112,7 +116,13 @@ impl<'a> Attempt<'a> {
         let body = match passing {
             // Gemini's callers write the model in the path.
             true if call.format == Format::Gemini => call.body.clone(),
-            true => call.head.passed_on(call.body, Some(&target.model), asks),
+            true => {
+                let body = call.head.passed_on(call.body, Some(&target.model), asks);
+                match Host::of(quirks).filter(|_| call.format == Format::Anthropic) {
+                    Some(host) => hosted::adapt(&body, host, &call.betas)?.into(),
+                    None => body,
+                }
+            }
             false => spoken.encode_request(call.request()?, &target.model, quirks, &mut dropped)?.into(),
         };
         Ok(Attempt {
@@ -219,10 +229,10 @@ impl<'a> Attempt<'a> {
             observation.attempt_finished(&self.origin.metrics, target, Counted::of_status(status), Some(status), now);
         }
         http.set_read_timeout(Some(limits.idle));
-        let streams = call.stream && head.status.is_success() && self.is_stream(&head);
-        let ended = match streams {
-            true => stream::relay(self, session, ctx, call, &mut http, &mut wait, started).await?,
-            false => self.whole(session, ctx, call, &mut http, &mut wait, &head, started).await?,
+        let framing = self.framing(&head).filter(|_| call.stream && head.status.is_success());
+        let ended = match framing {
+            Some(framing) => stream::relay(self, framing, session, ctx, call, &mut http, &mut wait, started).await?,
+            None => self.whole(session, ctx, call, &mut http, &mut wait, &head, started).await?,
         };
         // An HTTP/2 session always goes back, or its connection never counts as idle again; what is unfinished is reset.
         if http.response_done() || http.as_http2().is_some() {
@@ -231,11 +241,9 @@ impl<'a> Attempt<'a> {
         Ok(ended)
     }
 
-    /// Whether an answer is framed as this provider frames streams.
-    fn is_stream(&self, head: &ResponseHeader) -> bool {
-        let kind = head.headers.get(CONTENT_TYPE).map(|kind| kind.as_bytes()).unwrap_or_default();
-        let wanted = self.spoken.framing().content_type().as_bytes();
-        kind.get(..wanted.len()).is_some_and(|begins| begins.eq_ignore_ascii_case(wanted))
+    /// How an answer is framed, if it is a stream.
+    fn framing(&self, head: &ResponseHeader) -> Option<Framing> {
+        Framing::of_content_type(head.headers.get(CONTENT_TYPE)?.to_str().ok()?)
     }
 
     fn request_head(
@@ -248,7 +256,7 @@ impl<'a> Attempt<'a> {
     ) -> Option<RequestHeader> {
         let spec = &self.provider.spec;
         let own = spec.path(crate::ai::catalog::Operation::Chat);
-        let path = self.endpoint.chat_path(&self.target.model, call.stream, Some(own));
+        let path = self.endpoint.chat_path(&self.target.model, call.stream, Some(own), spec.quirks());
         let mut head = RequestHeader::build_no_case("POST", path.as_bytes(), Some(12)).ok()?;
         let mut put = |name: HeaderName, value: HeaderValue| head.insert_header(name, value).is_ok();
         put(CONTENT_TYPE, JSON);
@@ -269,6 +277,7 @@ impl<'a> Attempt<'a> {
             }
         }
         if let Some(key) = self.key
+            && key.signer().is_none()
             && !show_key(&mut head, &spec.credential, key.expose())
         {
             return None;
@@ -277,6 +286,9 @@ impl<'a> Attempt<'a> {
             observation.propagate(&mut head);
         }
         let authority = &self.endpoint.authority;
+        if let Some(signer) = self.key.and_then(Key::signer) {
+            sign(&mut head, &path, authority, &self.body, signer)?;
+        }
         request_form(&mut head, authority, http.as_http2().is_some(), peer.is_tls()).ok()?;
         Some(head)
     }
@@ -436,6 +448,21 @@ impl Wait {
         };
         unless_client_leaves(session, patient).await
     }
+}
+
+/// Signs a request as AWS wants it. What is added afterwards is not signed, and need not be.
+fn sign(head: &mut RequestHeader, target: &str, authority: &str, body: &[u8], signer: &SigV4) -> Option<()> {
+    let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let headers = [("host", authority), ("content-type", "application/json")];
+    let signed = signer.sign(Unsigned { method: "POST", path, query, headers: &headers, body }, Timestamp::now());
+    let mut put = |name: &'static str, text: &str| {
+        let mut value = HeaderValue::from_str(text).ok()?;
+        value.set_sensitive(true);
+        head.insert_header(name, value).ok()
+    };
+    put("authorization", &signed.authorization)?;
+    put("x-amz-date", &signed.date)?;
+    signed.security_token.map_or(Some(()), |token| put("x-amz-security-token", token.expose()))
 }
 
 async fn ask(http: &mut HttpSession, head: RequestHeader, body: Bytes) -> pingora::Result<()> {

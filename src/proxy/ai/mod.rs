@@ -158,6 +158,8 @@ struct Call<'c> {
     /// In the neutral form, once a provider of another format has to be asked.
     request: Option<ChatRequest>,
     stream: bool,
+    /// Of the caller's `anthropic-beta` header.
+    betas: Vec<&'c str>,
 }
 
 impl Call<'_> {
@@ -177,7 +179,9 @@ async fn chat(
     format: Format,
     path: PathFacts<'_>,
 ) -> pingora::Result<()> {
-    let Some(caller) = format.caller() else {
+    // Google's own libraries ask for events; who does not gets one array, as there.
+    let array = path.stream == Some(true) && !session.req_header().uri.query().is_some_and(|query| query.contains("alt=sse"));
+    let Some(caller) = format.caller_of_arrays().filter(|_| array).or(format.caller()) else {
         return answer::send_error(session, ctx, Reason::RouteNotFound.into()).await;
     };
     let (body, _held) = match body::read(proxy, session, ctx, &ai.models).await? {
@@ -199,7 +203,9 @@ async fn chat(
     let mut record = AiCall::new(name, format.name(), stream);
     record.started = Some(Instant::now());
     ctx.exchange.ai = Some(Box::new(record));
-    let mut call = Call { format, caller, path, body: &body, head: &head, request: None, stream };
+    let betas = session.req_header().headers.get("anthropic-beta").and_then(|betas| betas.to_str().ok()).map(str::to_owned);
+    let betas = betas.as_deref().map(|betas| betas.split(',').map(str::trim).collect()).unwrap_or_default();
+    let mut call = Call { format, caller, path, body: &body, head: &head, request: None, stream, betas };
     attempts(proxy, session, ctx, ai, resolved.get(), &mut call).await
 }
 

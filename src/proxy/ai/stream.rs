@@ -16,7 +16,7 @@ use super::attempt::{Attempt, Ended, Wait, Waited, late};
 use super::{Call, dropped_header, told};
 use crate::ai::chat::{ChatEvent, Failure, FailureKind, PartKind, Stop, Usage};
 use crate::ai::formats::{EventDecoder, EventEncoder};
-use crate::ai::stream::{Deframer, Frame, Unframed, sse};
+use crate::ai::stream::{Deframer, Frame, Framing, Unframed, sse};
 use crate::ai::usage;
 use crate::proxy::answer::{X_REQUEST_ID, filter_response};
 use crate::proxy::context::Context;
@@ -28,8 +28,10 @@ const MOST_HELD: usize = 1 << 20;
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Passes the stream on. The error means that the caller is gone.
+#[allow(clippy::too_many_arguments, reason = "the parts of one exchange, each used once")]
 pub async fn relay(
     attempt: &Attempt<'_>,
+    framing: Framing,
     session: &mut Session,
     ctx: &mut Context,
     call: &Call<'_>,
@@ -37,7 +39,7 @@ pub async fn relay(
     wait: &mut Wait,
     started: Instant,
 ) -> pingora::Result<Ended> {
-    let Some(mut relay) = Relay::new(attempt, call) else {
+    let Some(mut relay) = Relay::new(attempt, framing, call) else {
         return Ok(failed(Failure::new(FailureKind::Server, "the call was not read")));
     };
     let served = relay.run(attempt, session, ctx, call, http, wait, started).await;
@@ -68,14 +70,14 @@ struct Relay {
 }
 
 impl Relay {
-    fn new(attempt: &Attempt<'_>, call: &Call<'_>) -> Option<Relay> {
+    fn new(attempt: &Attempt<'_>, framing: Framing, call: &Call<'_>) -> Option<Relay> {
         let nothing = Default::default();
         let encoder = match (attempt.passing, &call.request) {
             (true, _) => call.caller.encoder(&nothing),
             (false, request) => call.caller.encoder(request.as_ref()?),
         };
         Some(Relay {
-            deframer: attempt.spoken.framing().deframer(),
+            deframer: framing.deframer(),
             decoder: attempt.spoken.decoder(),
             encoder,
             passing: attempt.passing,

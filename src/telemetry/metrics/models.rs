@@ -49,7 +49,9 @@ impl Models {
             None if call.finish.is_some() && counts.len() < MOST => counts.get_or_insert_with(key, Counts::default),
             None => counts.get_or_insert_with((call.provider.clone(), OTHER.into()), Counts::default),
         };
-        let add = |counter: &AtomicU64, amount: u64| drop(counter.fetch_add(amount, Ordering::Relaxed));
+        let add = |counter: &AtomicU64, amount: u64| {
+            counter.fetch_add(amount, Ordering::Relaxed);
+        };
         add(&found.calls, 1);
         add(&found.fallbacks, u64::from(call.attempts.saturating_sub(1)));
         if call.finish.is_none() {
