@@ -10,7 +10,7 @@ use serde::{Deserialize, de};
 use serde_json::value::RawValue;
 use serde_json::{Map, Value};
 
-use crate::ai::chat::Failure;
+use crate::ai::chat::{Failure, FailureKind};
 
 /// Declares an object of a caller's request. Every member may be missing or null; those it does not name are kept in `rest`,
 /// so that they can be carried or reported.
@@ -220,20 +220,19 @@ impl Embedded<'_> {
 /// A caller's request as `T`. What is wrong is told with its path.
 pub fn request<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Result<T, Failure> {
     // Only whoever is refused pays for knowing the path.
-    serde_json::from_slice(body).or_else(|_| {
-        let mut reader = serde_json::Deserializer::from_slice(body);
-        let read = serde_path_to_error::deserialize::<_, T>(&mut reader);
-        let failure = match read {
-            Err(error) if error.path().iter().next().is_some() => {
-                Failure::invalid(error.path().to_string(), error.inner().to_string())
-            }
-            Err(error) => Failure::new(crate::ai::chat::FailureKind::InvalidRequest, error.inner().to_string()),
-            Ok(_) => {
-                Failure::new(crate::ai::chat::FailureKind::InvalidRequest, "the body holds more than one JSON document")
-            }
-        };
-        Err(failure)
-    })
+    serde_json::from_slice(body).map_err(|_| explain::<T>(body))
+}
+
+/// What is wrong and where. Only whoever is refused pays for knowing the path.
+fn explain<'a, T: Deserialize<'a>>(body: &'a [u8]) -> Failure {
+    let mut reader = serde_json::Deserializer::from_slice(body);
+    match serde_path_to_error::deserialize::<_, T>(&mut reader) {
+        Err(error) if error.path().iter().next().is_some() => {
+            Failure::invalid(error.path().to_string(), error.inner().to_string())
+        }
+        Err(error) => Failure::new(FailureKind::InvalidRequest, error.inner().to_string()),
+        Ok(_) => Failure::new(FailureKind::InvalidRequest, "the body holds more than one JSON document"),
+    }
 }
 
 /// Whether a member says nothing: callers replay answers with all their empty members.

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::super::writing::{Object, object};
 use crate::ai::chat::{Failure, FailureKind};
 
-/// Longer messages are cut: some providers put a whole prompt into them.
+/// In characters. Longer messages are cut: some providers put a whole prompt into them.
 const LONGEST_MESSAGE: usize = 2000;
 
 /// An answer whose status says that it is an error.
@@ -48,8 +48,8 @@ fn of_document(document: &Value, status: Option<u16>) -> Failure {
             None => "the provider sent an error without a message".to_owned(),
         },
     };
-    if message.len() > LONGEST_MESSAGE {
-        message.truncate(message.floor_char_boundary(LONGEST_MESSAGE));
+    if let Some((end, _)) = message.char_indices().nth(LONGEST_MESSAGE) {
+        message.truncate(end);
     }
     let number = number.map(|code| code.to_string()).filter(|_| status.is_none());
     Failure { kind, message, code: code.map(str::to_owned).or(number), param: text(error, "param").map(str::to_owned) }
