@@ -400,7 +400,11 @@ impl<'a> Walk<'a> {
         let message = match &suggestion {
             Some(_) => "unknown key".to_owned(),
             None if properties.is_empty() => "unknown key; nothing may be written here".to_owned(),
-            None => format!("unknown key; known here: {}", quoted(&properties.keys().collect::<Vec<_>>())),
+            None => {
+                let mut known: Vec<&String> = properties.keys().collect();
+                known.sort_unstable();
+                format!("unknown key; known here: {}", quoted(&known))
+            }
         };
         self.suggest(place, message, suggestion);
     }
