@@ -150,7 +150,10 @@ mod tests {
             "/model/arn%3Aaws%3Abedrock%3Aeu%3A1%3Aprofile%2Fa%3Fb%23c/converse-stream"
         );
         let gemini = Endpoint::parse(Format::Gemini, "https://g.example/v1beta").unwrap();
-        assert_eq!(gemini.chat_path("tuned/x y", false, None, Quirks::default()), "/v1beta/models/tuned/x%20y:generateContent");
+        assert_eq!(
+            gemini.chat_path("tuned/x y", false, None, Quirks::default()),
+            "/v1beta/models/tuned/x%20y:generateContent"
+        );
         assert!(!gemini.chat_path("../../secret", false, None, Quirks::default()).contains(".."));
     }
 

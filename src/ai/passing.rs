@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::Bytes;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 use super::chat::Failure;
@@ -22,14 +22,19 @@ pub struct Head<'b> {
 
 #[derive(Deserialize)]
 struct Fields<'b> {
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "even_null")]
     model: Option<&'b RawValue>,
     stream: Option<bool>,
     max_tokens: Option<u64>,
     max_completion_tokens: Option<u64>,
     max_output_tokens: Option<u64>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "even_null")]
     stream_options: Option<&'b RawValue>,
+}
+
+/// A field that is there, whatever its value: one that is null has a place too, and must not be written twice.
+fn even_null<'de, D: Deserializer<'de>>(from: D) -> Result<Option<&'de RawValue>, D::Error> {
+    <&RawValue>::deserialize(from).map(Some)
 }
 
 /// OpenAI's `stream_options`, with fields that are not known here.
@@ -50,15 +55,15 @@ impl<'b> Head<'b> {
             start..start + raw.get().len()
         };
         let model = match fields.model {
-            Some(raw) => match Text::deserialize(raw) {
-                Ok(Text(name)) => Some((name, place(raw))),
+            Some(raw) => match Option::<Text<'_>>::deserialize(raw) {
+                Ok(text) => Some((text.map_or(Cow::Borrowed(""), |Text(name)| name), place(raw))),
                 Err(_) => return Err(Failure::invalid("model", "`model` is not a text")),
             },
             None => None,
         };
         let stream_options = match fields.stream_options {
-            Some(raw) => match StreamOptions::deserialize(raw) {
-                Ok(options) => Some((options, place(raw))),
+            Some(raw) => match Option::<StreamOptions>::deserialize(raw) {
+                Ok(options) => Some((options.unwrap_or_default(), place(raw))),
                 Err(_) => return Err(Failure::invalid("stream_options", "`stream_options` is not an object")),
             },
             None => None,
@@ -148,6 +153,7 @@ mod tests {
         assert_eq!(passed(body, Some("a/b"), false), body, "it is that model already");
         assert_eq!(passed(body, Some("c\"d"), false), r#"{ "messages" : [], "model":"c\"d",  "x": 1.0e2 }"#);
         assert_eq!(passed("{}", Some("m"), false), r#"{"model":"m"}"#);
+        assert_eq!(passed(r#"{"model": null}"#, Some("m"), false), r#"{"model": "m"}"#);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 
-use crate::support::gateway::{key_hash, problems_of};
+use crate::support::gateway::{example, key_hash, problems_of};
 use crate::support::*;
 
 const OPENAI_KEY: &str = "sk-secret-of-the-gateway";
@@ -83,7 +83,8 @@ fn hello_stream() -> Reply {
 }
 
 fn ask(model: &str, more: &str) -> Call {
-    let body = format!(r#"{{ "model": "{model}", "messages": [{{"role":"user","content":"Hi"}}], "x_unknown": 1.0{more} }}"#);
+    let body =
+        format!(r#"{{ "model": "{model}", "messages": [{{"role":"user","content":"Hi"}}], "x_unknown": 1.0{more} }}"#);
     Call::post("/v1/chat/completions", body)
         .header("Content-Type", "application/json")
         .header("Authorization", "Bearer sk-of-the-caller")
@@ -117,7 +118,10 @@ async fn a_call_passes_as_it_is_but_for_the_model_and_the_key() {
     let ai = &line["ai"];
     assert_eq!(ai["requested"], "openai/gpt-4o");
     assert_eq!((&ai["provider"], &ai["model"]), (&json!("openai"), &json!("gpt-4o")));
-    assert_eq!((&ai["input_tokens"], &ai["output_tokens"], &ai["cache_read_tokens"]), (&json!(1000), &json!(100), &json!(400)));
+    assert_eq!(
+        (&ai["input_tokens"], &ai["output_tokens"], &ai["cache_read_tokens"]),
+        (&json!(1000), &json!(100), &json!(400))
+    );
     assert_eq!(ai["finish"], "stop");
     // 600 at 2.50, 400 at 1.25 and 100 at 10 dollars for a million.
     assert_eq!(ai["cost"], json!(0.003), "{ai}");
@@ -133,7 +137,12 @@ async fn a_call_passes_as_it_is_but_for_the_model_and_the_key() {
 
 #[tokio::test]
 async fn names_of_models_that_callers_make_up_are_no_labels_of_metrics() {
-    let provider = Origin::start(|_| error_reply(404, &[])).await;
+    let provider = Origin::start(|_| {
+        let error =
+            json!({ "message": "none", "type": "invalid_request_error", "param": null, "code": "model_not_found" });
+        Reply::with(404, &[("Content-Type", "application/json")], json!({ "error": error }).to_string())
+    })
+    .await;
     let gateway = start(&[("openai", &provider, "openai_chat")], "").await;
     for n in 0..3 {
         assert_eq!(gateway.call(&ask(&format!("openai/made-up-{n}"), "")).await.status, 404);
@@ -161,8 +170,14 @@ async fn a_stream_passes_and_the_usage_that_only_the_gateway_asked_for_is_not_in
     let answer = gateway.call(&ask("openai/gpt-4o", r#","stream":true"#)).await;
     assert_eq!((answer.status, said(&answer.text()).as_str()), (200, "Hello"));
     assert!(answer.header("content-type").unwrap().starts_with("text/event-stream"));
-    assert!(answer.text().ends_with("data: [DONE]\n\n") && !answer.text().contains("prompt_tokens"), "{}", answer.text());
-    assert!(String::from_utf8_lossy(&provider.requests()[0].body).contains(r#""stream_options":{"include_usage":true}"#));
+    assert!(
+        answer.text().ends_with("data: [DONE]\n\n") && !answer.text().contains("prompt_tokens"),
+        "{}",
+        answer.text()
+    );
+    assert!(
+        String::from_utf8_lossy(&provider.requests()[0].body).contains(r#""stream_options":{"include_usage":true}"#)
+    );
 
     let asks = gateway.call(&ask("openai/gpt-4o", r#","stream":true,"stream_options":{"include_usage":true}"#)).await;
     assert!(asks.text().contains(USAGE_CHUNK), "{}", asks.text());
@@ -207,7 +222,9 @@ async fn a_failing_provider_is_followed_by_the_next_and_the_caller_sees_one_answ
 #[tokio::test]
 async fn a_stream_that_fails_before_its_first_content_is_followed_by_another() {
     let beginnings = [
-        stream_of(&["data: {\"error\":{\"message\":\"overloaded\",\"type\":\"server_error\",\"code\":null,\"param\":null}}\n\n"]),
+        stream_of(&[
+            "data: {\"error\":{\"message\":\"overloaded\",\"type\":\"server_error\",\"code\":null,\"param\":null}}\n\n",
+        ]),
         stream_of(&[&chunk(json!({ "role": "assistant", "content": "" }), None)]),
         stream_of(&["data: [DONE]\n\n"]),
         stream_of(&["data: {garbage\n\n"]),
@@ -311,7 +328,8 @@ async fn a_refused_key_rests_and_is_never_shown() {
     })
     .await;
     let one = yaml(&[("openai", &provider, "openai_chat")], "");
-    let both = one.replace("keys: [{ secret: env:KEY }]", "keys: [{ secret: env:BAD, weight: 10000 }, { secret: env:KEY }]");
+    let both =
+        one.replace("keys: [{ secret: env:KEY }]", "keys: [{ secret: env:BAD, weight: 10000 }, { secret: env:KEY }]");
     let gateway = Gateway::builder(&both).environment("KEY", OPENAI_KEY).environment("BAD", "sk-bad").start().await;
     for _ in 0..5 {
         assert_eq!(gateway.call(&ask("openai/gpt-4o", "")).await.status, 200);
@@ -333,12 +351,16 @@ async fn refusals_of_filters_speak_the_callers_dialect() {
         "services: { ai: {",
         "services: { ai: { access: authenticated, filters: [{ api_key: { from: [bearer, { header: x-api-key }] } }, { rate_limit: { rate: 2/h, by: consumer } }],",
     );
-    let text = format!("{text}\nconsumers: {{ app: {{ credentials: [{{ api_key: {{ hash: '{}' }} }}] }} }}\n", key_hash(key));
+    let text =
+        format!("{text}\nconsumers: {{ app: {{ credentials: [{{ api_key: {{ hash: '{}' }} }}] }} }}\n", key_hash(key));
     let gateway = Gateway::builder(&text).environment("KEY", OPENAI_KEY).start().await;
     let stranger = gateway.call(&Call::post("/v1/chat/completions", "{}")).await;
     assert_eq!(stranger.status, 401);
     assert!(stranger.json()["error"]["message"].is_string(), "{}", stranger.text());
-    let call = || Call::post("/v1/chat/completions", r#"{"model":"openai/gpt-4o","messages":[]}"#).header("Authorization", &format!("Bearer {key}"));
+    let call = || {
+        Call::post("/v1/chat/completions", r#"{"model":"openai/gpt-4o","messages":[]}"#)
+            .header("Authorization", &format!("Bearer {key}"))
+    };
     assert_eq!(gateway.call(&call()).await.status, 200);
     assert_eq!(gateway.call(&call()).await.status, 200);
     let limited = gateway.call(&call()).await;
@@ -402,14 +424,179 @@ async fn a_body_that_is_too_long_or_too_slow_is_refused() {
     // One body that does not end holds its memory; another then finds none.
     let mut slow = gateway.connect().await;
     slow.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 61440\r\n\r\n{").await.unwrap();
-    let full = || async {
-        let body = format!(r#"{{"model":"openai/gpt-4o","messages":[],"pad":"{}"}}"#, "x".repeat(50 << 10));
-        gateway.call(&Call::post("/v1/chat/completions", body)).await.status == 503
-    };
-    assert!(eventually(PATIENCE, full).await);
+    assert!(gateway.metric_becomes("headgate_requests_in_flight", &[], |count| count >= 1.0).await);
+    let body = format!(r#"{{"model":"openai/gpt-4o","messages":[],"pad":"{}"}}"#, "x".repeat(50 << 10));
+    let full = gateway.call(&Call::post("/v1/chat/completions", body)).await;
+    assert_eq!(full.status, 503, "{}", full.text());
+    assert_eq!(provider.count(), 0);
     drop(slow);
     let free = || async { gateway.call(&ask("openai/gpt-4o", "")).await.status == 200 };
     assert!(eventually(PATIENCE, free).await);
+}
+
+fn anthropic_message() -> String {
+    json!({
+        "id": "msg_1", "type": "message", "role": "assistant", "model": "claude-sonnet-4-5",
+        "content": [
+            { "type": "text", "text": "Let me look." },
+            { "type": "tool_use", "id": "toolu_1", "name": "weather", "input": { "city": "Paris" } },
+        ],
+        "stop_reason": "tool_use", "stop_sequence": null,
+        "usage": { "input_tokens": 10, "cache_read_input_tokens": 5, "cache_creation_input_tokens": 0, "output_tokens": 7 },
+    })
+    .to_string()
+}
+
+const ANTHROPIC_STREAM: [(&str, &str); 9] = [
+    (
+        "message_start",
+        r#"{"type":"message_start","message":{"id":"msg_1","type":"message","role":"assistant","model":"c","content":[],"stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":10,"output_tokens":1}}}"#,
+    ),
+    ("ping", r#"{"type":"ping"}"#),
+    (
+        "content_block_start",
+        r#"{"type":"content_block_start","index":0,"content_block":{"type":"tool_use","id":"toolu_1","name":"weather","input":{}}}"#,
+    ),
+    (
+        "content_block_delta",
+        r#"{"type":"content_block_delta","index":0,"delta":{"type":"input_json_delta","partial_json":"{\"city\":"}}"#,
+    ),
+    (
+        "content_block_delta",
+        r#"{"type":"content_block_delta","index":0,"delta":{"type":"input_json_delta","partial_json":"\"Paris\"}"}}"#,
+    ),
+    ("content_block_stop", r#"{"type":"content_block_stop","index":0}"#),
+    (
+        "message_delta",
+        r#"{"type":"message_delta","delta":{"stop_reason":"tool_use","stop_sequence":null},"usage":{"output_tokens":7}}"#,
+    ),
+    ("message_stop", r#"{"type":"message_stop"}"#),
+    ("ping", r#"{"type":"ping"}"#),
+];
+
+#[tokio::test]
+async fn an_openai_caller_reaches_anthropic_and_sees_a_call_of_a_tool_in_its_own_words() {
+    let provider = Origin::start(|request| {
+        let streams = String::from_utf8_lossy(&request.body).contains("\"stream\":true");
+        let events: Vec<String> =
+            ANTHROPIC_STREAM.iter().map(|(event, data)| format!("event: {event}\ndata: {data}\n\n")).collect();
+        match streams {
+            true => stream_of(&events.iter().map(String::as_str).collect::<Vec<_>>()),
+            false => json_reply(anthropic_message()),
+        }
+    })
+    .await;
+    let gateway = start(&[("anthropic", &provider, "anthropic")], "").await;
+    let tools = r#","tools":[{"type":"function","function":{"name":"weather","parameters":{"type":"object"}}}],"frequency_penalty":0.5"#;
+    let answer = gateway.call(&ask("anthropic/claude-sonnet-4-5", tools)).await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let message = &answer.json()["choices"][0];
+    assert_eq!(message["finish_reason"], "tool_calls");
+    assert_eq!(message["message"]["content"], "Let me look.");
+    let call = &message["message"]["tool_calls"][0];
+    assert_eq!((&call["id"], &call["function"]["name"]), (&json!("toolu_1"), &json!("weather")));
+    assert_eq!(call["function"]["arguments"], r#"{"city":"Paris"}"#);
+    let usage = &answer.json()["usage"];
+    assert_eq!(
+        (&usage["prompt_tokens"], &usage["completion_tokens"]),
+        (&json!(15), &json!(7)),
+        "with those of the cache"
+    );
+    let dropped = answer.header("headgate-ai-dropped").unwrap_or_default();
+    assert!(dropped.contains("frequency_penalty") && dropped.contains("x_unknown"), "{dropped}");
+    let sent = &provider.requests()[0];
+    assert_eq!(sent.target, "/v1/messages");
+    assert_eq!(sent.headers.get("x-api-key"), Some(OPENAI_KEY));
+    assert_eq!(sent.headers.get("anthropic-version"), Some("2023-06-01"));
+    let body: Value = serde_json::from_slice(&sent.body).unwrap();
+    assert!(body["max_tokens"].as_u64().is_some() && body["tools"][0]["input_schema"].is_object(), "{body}");
+
+    let streamed = gateway.call(&ask("anthropic/claude-sonnet-4-5", &format!(r#"{tools},"stream":true"#))).await;
+    assert_eq!(streamed.status, 200, "{}", streamed.text());
+    let text = streamed.text();
+    let chunks: Vec<Value> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("data: "))
+        .filter(|data| *data != "[DONE]")
+        .map(|data| serde_json::from_str(data).unwrap())
+        .collect();
+    let arguments: String = chunks
+        .iter()
+        .filter_map(|chunk| chunk["choices"][0]["delta"]["tool_calls"][0]["function"]["arguments"].as_str())
+        .collect();
+    assert_eq!(arguments, r#"{"city":"Paris"}"#);
+    assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "tool_calls");
+    assert!(text.ends_with("data: [DONE]\n\n"), "{text}");
+    let log = gateway.access_log(2).await;
+    assert_eq!((&log[1]["ai"]["input_tokens"], &log[1]["ai"]["output_tokens"]), (&json!(10), &json!(7)));
+}
+
+#[tokio::test]
+async fn callers_of_every_dialect_reach_an_openai_provider_and_are_answered_in_theirs() {
+    let provider = Origin::start(|request| match String::from_utf8_lossy(&request.body).contains("\"stream\":true") {
+        true => hello_stream(),
+        false => json_reply(completion("Hello")),
+    })
+    .await;
+    let gateway = start(&[("openai", &provider, "openai_chat")], "").await;
+    let anthropic = |stream: bool| {
+        let body = json!({ "model": "openai/gpt-4o", "max_tokens": 50, "stream": stream,
+                           "messages": [{ "role": "user", "content": "Hi" }] });
+        Call::post("/v1/messages", body.to_string()).header("Anthropic-Version", "2023-06-01")
+    };
+    let answer = gateway.call(&anthropic(false)).await.json();
+    assert_eq!((&answer["type"], &answer["content"][0]["text"]), (&json!("message"), &json!("Hello")), "{answer}");
+    assert_eq!((&answer["stop_reason"], &answer["usage"]["input_tokens"]), (&json!("end_turn"), &json!(600)));
+    let text = gateway.call(&anthropic(true)).await.text();
+    let names: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
+    assert_eq!(names.first().zip(names.last()), Some((&"message_start", &"message_stop")), "{text}");
+
+    let gemini = |method: &str| {
+        let body = json!({ "contents": [{ "role": "user", "parts": [{ "text": "Hi" }] }] });
+        Call::post(&format!("/v1beta/models/openai/gpt-4o:{method}"), body.to_string())
+    };
+    let answer = gateway.call(&gemini("generateContent")).await.json();
+    assert_eq!(answer["candidates"][0]["content"]["parts"][0]["text"], "Hello", "{answer}");
+    let events = gateway.call(&gemini("streamGenerateContent?alt=sse")).await.text();
+    assert!(events.starts_with("data: {") && !events.contains("[DONE]"), "{events}");
+    let array: Value = gateway.call(&gemini("streamGenerateContent")).await.json();
+    assert!(array.as_array().is_some_and(|parts| parts.len() > 1), "{array}");
+
+    let body = json!({ "model": "openai/gpt-4o", "input": "Hi", "stream": true }).to_string();
+    let text = gateway.call(&Call::post("/v1/responses", body)).await.text();
+    let names: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("event: ")).collect();
+    assert_eq!(names.first().zip(names.last()), Some((&"response.created", &"response.completed")), "{text}");
+    let stored = json!({ "model": "openai/gpt-4o", "input": "Hi", "previous_response_id": "resp_1" }).to_string();
+    let refused = gateway.call(&Call::post("/v1/responses", stored)).await;
+    assert_eq!(refused.status, 400, "nobody has stored it: {}", refused.text());
+
+    let garbage = gateway.call(&Call::post("/v1/messages", "{")).await;
+    assert_eq!((garbage.status, &garbage.json()["type"]), (400, &json!("error")));
+    assert_eq!(garbage.json()["error"]["type"], "invalid_request_error");
+}
+
+#[tokio::test]
+async fn the_example_asks_for_a_key_and_falls_back_from_the_first_target_to_the_second() {
+    let anthropic = Origin::start(|_| error_reply(529, &[])).await;
+    let openai = Origin::start(|_| json_reply(completion("Hello"))).await;
+    let text = example("ai")
+        .replace(
+            "openai: { keys",
+            &format!("openai: {{ base_urls: {{ openai_chat: 'http://{}/v1' }}, keys", openai.address),
+        )
+        .replace(
+            "anthropic: { keys",
+            &format!("anthropic: {{ base_urls: {{ anthropic: 'http://{}/v1' }}, keys", anthropic.address),
+        );
+    let gateway = Gateway::start(&text).await;
+    let body = r#"{"messages":[{"role":"user","content":"Hi"}]}"#;
+    let stranger = gateway.call(&Call::post("/v1/chat/completions", body)).await;
+    assert_eq!(stranger.status, 401);
+    let known =
+        Call::post("/v1/chat/completions", body).header("X-Api-Key", "hgk_exampleexampleexampleexample01231XI1lm");
+    let answer = gateway.call(&known).await;
+    assert_eq!((answer.status, answer.header("headgate-ai-provider")), (200, Some("openai")), "{}", answer.text());
+    assert_eq!((anthropic.count(), openai.count()), (1, 1));
 }
 
 #[tokio::test]

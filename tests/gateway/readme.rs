@@ -22,6 +22,8 @@ fn every_configuration_of_the_readme_is_accepted() {
             .env("INTROSPECTION_SECRET", "a secret for the introspection")
             .env("MOBILE_SIGNING_SECRET", "a secret of at least thirty-two bytes")
             .env("OIDC_SECRET", "any")
+            .env("OPENAI_API_KEY", "any")
+            .env("ANTHROPIC_API_KEY", "any")
             .env("SESSION_KEY", "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef")
             .output()
             .expect("running headgate");

@@ -26,7 +26,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "snapshot",
         &["error", "config", "routing", "identity", "limits", "ai", "upstream", "telemetry", "variables", "filters"],
     ),
-    ("proxy", &["error", "config", "ai", "routing", "upstream", "listener", "telemetry", "variables", "filters", "snapshot"]),
+    (
+        "proxy",
+        &["error", "config", "ai", "routing", "upstream", "listener", "telemetry", "variables", "filters", "snapshot"],
+    ),
     ("control", &["error", "config", "snapshot", "telemetry"]),
     ("demo_origin", &[]),
 ];

@@ -225,7 +225,8 @@ fn bombs_are_refused_quickly() {
         assert!(!problems.is_empty(), "{name} was accepted");
         assert!(problems.len() <= MAX_PROBLEMS + 1, "{name}");
         assert!(problems.iter().all(|problem| problem.len() < 1000), "{name}: messages stay short");
-        assert!(started.elapsed().as_secs() < 20, "{name} took {:?}", started.elapsed());
+        // What would never end is what this is about; many tests at once on two cores take their time.
+        assert!(started.elapsed().as_secs() < 60, "{name} took {:?}", started.elapsed());
     }
 }
 

@@ -14,13 +14,13 @@ use pingora::upstreams::peer::HttpPeer;
 
 use super::{Call, JSON, dropped_header, stream, told};
 use crate::ai::chat::{ChatAnswer, Dropped, Failure, FailureKind};
+use crate::ai::credentials::sigv4::{SigV4, Unsigned};
 use crate::ai::endpoint::{Endpoint, show_key};
 use crate::ai::formats::anthropic::hosted::{self, Host};
 use crate::ai::formats::{Format, Provider as Spoken};
-use crate::ai::credentials::sigv4::{SigV4, Unsigned};
 use crate::ai::keys::Key;
-use crate::ai::targets::{InFlight, Target};
 use crate::ai::stream::Framing;
+use crate::ai::targets::{InFlight, Target};
 use crate::ai::{retry_after, usage};
 use crate::filters::filter::Answer;
 use crate::proxy::context::Context;
@@ -123,7 +123,13 @@ impl<'a> Attempt<'a> {
                     None => body,
                 }
             }
-            false => spoken.encode_request(call.request()?, &target.model, quirks, &mut dropped)?.into(),
+            false => {
+                let request = call.request()?;
+                if endpoint.format != Format::OpenAiResponses {
+                    request.refuse_stored_state()?;
+                }
+                spoken.encode_request(request, &target.model, quirks, &mut dropped)?.into()
+            }
         };
         Ok(Attempt {
             provider,
@@ -165,7 +171,10 @@ impl<'a> Attempt<'a> {
             Err(error) => {
                 self.target.state.failed();
                 let kind = FailureKind::Overloaded;
-                return Ok(Ended::failed(Failure::new(kind, format!("{}: {}", self.provider.name, error.reason.title()))));
+                return Ok(Ended::failed(Failure::new(
+                    kind,
+                    format!("{}: {}", self.provider.name, error.reason.title()),
+                )));
             }
         };
         ctx.exchange.target = Some(pick.target().name().clone());
@@ -176,7 +185,10 @@ impl<'a> Attempt<'a> {
         if let Ended::Failed { failure, .. } = &ended {
             log::debug!(
                 "request {:?}: {} {}: {}",
-                ctx.exchange.request_id, self.provider.name, self.target.model, failure.message
+                ctx.exchange.request_id,
+                self.provider.name,
+                self.target.model,
+                failure.message
             );
             if may_be_tried_again(failure.kind) {
                 self.target.state.failed();
@@ -324,7 +336,9 @@ impl<'a> Attempt<'a> {
         if call.stream {
             // Whoever waits for a stream gets one, also of a provider that has not understood.
             return match self.spoken.decode_answer(&body) {
-                Ok(_) => Ok(Ended::failed(Failure::new(FailureKind::Server, "the provider did not answer with a stream"))),
+                Ok(_) => {
+                    Ok(Ended::failed(Failure::new(FailureKind::Server, "the provider did not answer with a stream")))
+                }
                 Err(failure) => Ok(Ended::failed(failure)),
             };
         }
@@ -371,10 +385,15 @@ impl<'a> Attempt<'a> {
         }
         if matches!(failure.kind, FailureKind::Authentication | FailureKind::Permission) {
             // It is our key that was refused, not the caller's; and what is said of it may hold a part of it.
-            log::warn!("{}: key {} was refused with {status}", self.provider.name, self.key.map_or("-", |key| &key.name));
+            log::warn!(
+                "{}: key {} was refused with {status}",
+                self.provider.name,
+                self.key.map_or("-", |key| &key.name)
+            );
             failure = Failure::new(FailureKind::Server, format!("{} refused the gateway's key", self.provider.name));
         }
-        let again = may_be_tried_again(failure.kind) || (self.fallback_on_filter && failure.kind == FailureKind::ContentFilter);
+        let again =
+            may_be_tried_again(failure.kind) || (self.fallback_on_filter && failure.kind == FailureKind::ContentFilter);
         Ended::Failed { failure, again, retry_after, about_key }
     }
 

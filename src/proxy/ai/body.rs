@@ -26,7 +26,8 @@ pub async fn read(
     ctx: &mut Context,
     models: &Models,
 ) -> pingora::Result<Result<(Bytes, Held), Error>> {
-    let declared = session.req_header().headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let declared =
+        session.req_header().headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let declared: u64 = declared.unwrap_or(0);
     if declared > models.max_body {
         return Ok(Err(Reason::BodyTooLarge.into()));
@@ -39,7 +40,8 @@ pub async fn read(
         let mut piece = read.map_err(|error| error.into_down())?;
         let last = piece.is_none();
         if let Err(error) = body::request(proxy, &mut piece, last, ctx) {
-            return Ok(Err(ctx.failure.take().ok_or(error).or_else(|error| Err(error))?));
+            // What a filter found wrong is kept in the context.
+            return ctx.failure.take().map(Err).ok_or(error);
         }
         let piece = piece.unwrap_or_default();
         if (whole.len() + piece.len()) as u64 > models.max_body {

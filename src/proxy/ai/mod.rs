@@ -21,10 +21,10 @@ use super::context::Context;
 use super::{Proxy, answer};
 use crate::ai::chat::{ChatRequest, Dropped, Failure, FailureKind};
 use crate::ai::formats::{Caller, Format, PathFacts};
+use crate::ai::keys;
 use crate::ai::operation::Operation;
 use crate::ai::passing::Head;
 use crate::ai::targets::{self, Target};
-use crate::ai::keys;
 use crate::error::{Error, Reason};
 use crate::filters::filter::Answer;
 use crate::snapshot::Backend;
@@ -41,7 +41,9 @@ const ATTEMPTS: HeaderName = HeaderName::from_static("headgate-ai-attempts");
 
 /// Answers a request of a route whose backend is `ai`.
 pub async fn run(proxy: &Proxy, session: &mut Session, ctx: &mut Context) -> pingora::Result<()> {
-    let Some(snapshot) = ctx.snapshot.clone() else { return answer::send_error(session, ctx, Reason::Internal.into()).await };
+    let Some(snapshot) = ctx.snapshot.clone() else {
+        return answer::send_error(session, ctx, Reason::Internal.into()).await;
+    };
     let Some(Backend::Ai(ai)) = ctx.route(&snapshot).map(|route| &route.backend) else {
         return answer::send_error(session, ctx, Reason::Internal.into()).await;
     };
@@ -139,13 +141,11 @@ fn reason(kind: FailureKind) -> Reason {
 }
 
 /// The headers that tell a caller who has answered.
-fn told(call: &AiCall) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
-    let text = |text: &str| HeaderValue::from_str(text).ok();
-    [(PROVIDER, text(&call.provider)), (MODEL, text(&call.model)), (ATTEMPTS, Some(HeaderValue::from(call.attempts)))]
-        .into_iter()
-        .filter_map(|(name, value)| Some((name, value.filter(|value| !value.is_empty())?)))
-        .collect::<Vec<_>>()
-        .into_iter()
+fn told(call: &AiCall) -> Vec<(HeaderName, HeaderValue)> {
+    let text = |text: &str| HeaderValue::from_str(text).ok().filter(|value| !value.is_empty());
+    let attempts = (call.attempts > 0).then(|| HeaderValue::from(call.attempts));
+    let headers = [(PROVIDER, text(&call.provider)), (MODEL, text(&call.model)), (ATTEMPTS, attempts)];
+    headers.into_iter().filter_map(|(name, value)| Some((name, value?))).collect()
 }
 
 /// One call that is being answered.
@@ -180,7 +180,8 @@ async fn chat(
     path: PathFacts<'_>,
 ) -> pingora::Result<()> {
     // Google's own libraries ask for events; who does not gets one array, as there.
-    let array = path.stream == Some(true) && !session.req_header().uri.query().is_some_and(|query| query.contains("alt=sse"));
+    let array =
+        path.stream == Some(true) && !session.req_header().uri.query().is_some_and(|query| query.contains("alt=sse"));
     let Some(caller) = format.caller_of_arrays().filter(|_| array).or(format.caller()) else {
         return answer::send_error(session, ctx, Reason::RouteNotFound.into()).await;
     };
@@ -192,8 +193,19 @@ async fn chat(
         Ok(head) => head,
         Err(failure) => return refuse(session, ctx, format, &failure, None).await,
     };
-    let Some(name) = path.model.or(head.model()).or(ai.default_model()) else {
+    let named = path.model.or(head.model());
+    let Some(name) = named.or(ai.default_model()).map(str::to_owned) else {
         return refuse(session, ctx, format, &Failure::invalid("model", "the call names no model"), None).await;
+    };
+    let name = name.as_str();
+    // From here on it is as if the caller had written the default.
+    let with_default = named.is_none().then(|| head.passed_on(&body, Some(name), false));
+    let (body, head) = match &with_default {
+        None => (&body, head),
+        Some(body) => match Head::read(body) {
+            Ok(head) => (body, head),
+            Err(failure) => return refuse(session, ctx, format, &failure, None).await,
+        },
     };
     let resolved = ai.allows(name).then(|| ai.models.resolve(name)).flatten();
     let Some(resolved) = resolved else {
@@ -203,9 +215,10 @@ async fn chat(
     let mut record = AiCall::new(name, format.name(), stream);
     record.started = Some(Instant::now());
     ctx.exchange.ai = Some(Box::new(record));
-    let betas = session.req_header().headers.get("anthropic-beta").and_then(|betas| betas.to_str().ok()).map(str::to_owned);
+    let betas =
+        session.req_header().headers.get("anthropic-beta").and_then(|betas| betas.to_str().ok()).map(str::to_owned);
     let betas = betas.as_deref().map(|betas| betas.split(',').map(str::trim).collect()).unwrap_or_default();
-    let mut call = Call { format, caller, path, body: &body, head: &head, request: None, stream, betas };
+    let mut call = Call { format, caller, path, body, head: &head, request: None, stream, betas };
     attempts(proxy, session, ctx, ai, resolved.get(), &mut call).await
 }
 
