@@ -278,6 +278,8 @@ impl Compiler<'_> {
             self.problems.add(&path, message);
             return None;
         }
+        // Models are decoded when they are first asked for: now, and not by the first call.
+        let _ = spec.models().next();
         let endpoints = self.endpoints(name, written, &spec, &path);
         let name: Arc<str> = name.into();
         let keys = self.keys(&name, written, &spec, &path);

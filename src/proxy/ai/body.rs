@@ -38,7 +38,8 @@ pub async fn read(
         let read = tokio::time::timeout(PIECE, session.downstream_session.read_request_body()).await;
         let Ok(read) = read else { return Ok(Err(Reason::RequestTimeout.into())) };
         let mut piece = read.map_err(|error| error.into_down())?;
-        let last = piece.is_none();
+        // Filters are told of the end with the last piece, as where a body is forwarded.
+        let last = piece.is_none() || session.as_downstream_mut().is_body_done();
         if let Err(error) = body::request(proxy, &mut piece, last, ctx) {
             // What a filter found wrong is kept in the context.
             return ctx.failure.take().map(Err).ok_or(error);
@@ -55,9 +56,6 @@ pub async fn read(
         }
         // Most calls come in one piece, and need no copy of it.
         if last && whole.is_empty() {
-            return Ok(Ok((piece, held)));
-        }
-        if whole.is_empty() && session.as_downstream_mut().is_body_done() {
             return Ok(Ok((piece, held)));
         }
         whole.extend_from_slice(&piece);

@@ -7,7 +7,7 @@ use std::{env, fs};
 fn main() {
     let folder = Path::new(&env::var("CARGO_MANIFEST_DIR").expect("cargo sets it")).join("conf/providers");
     println!("cargo::rerun-if-changed={}", folder.display());
-    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=src/ai/catalog/build.rs");
 
     let entries = fs::read_dir(&folder).expect("the folder conf/providers is part of the sources");
     let mut files: Vec<_> = entries
