@@ -421,12 +421,17 @@ async fn a_body_that_is_too_long_or_too_slow_is_refused() {
     let gateway = Gateway::builder(&text).environment("KEY", OPENAI_KEY).start().await;
     let long = Call::post("/v1/chat/completions", vec![b' '; 70 << 10]);
     assert_eq!(gateway.call(&long).await.status, 413);
-    // One body that does not end holds its memory; another then finds none.
-    let mut slow = gateway.connect().await;
-    slow.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 61440\r\n\r\n{").await.unwrap();
+    // One body that does not end holds its memory; another then finds none. Whichever comes first, so that it may take a few.
+    let unending = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 61440\r\n\r\n{";
+    let slow = tokio::sync::Mutex::new(Vec::new());
     let body = format!(r#"{{"model":"openai/gpt-4o","messages":[],"pad":"{}"}}"#, "x".repeat(50 << 10));
     let second = Call::post("/v1/chat/completions", body);
-    let full = || async { gateway.call(&second).await.status == 503 };
+    let full = || async {
+        let mut client = gateway.connect().await;
+        client.send(unending).await.unwrap();
+        slow.lock().await.push(client);
+        gateway.call(&second).await.status == 503
+    };
     assert!(eventually(PATIENCE, full).await, "there is memory for both");
     let before = provider.count();
     assert_eq!(gateway.call(&second).await.status, 503, "nothing has given it back");
