@@ -49,6 +49,11 @@ impl KeyState {
     pub fn rests(&self) -> bool {
         self.now() < self.rests_until.load(Ordering::Relaxed)
     }
+
+    /// How long it still rests.
+    fn rest(&self) -> Duration {
+        Duration::from_millis(self.rests_until.load(Ordering::Relaxed).saturating_sub(self.now()))
+    }
 }
 
 impl Key {
@@ -101,6 +106,11 @@ impl Key {
     pub fn concerns(status: u16) -> bool {
         matches!(status, 401 | 402 | 403 | 429)
     }
+}
+
+/// When the first of the keys for a model has rested; `None` if it has none.
+pub fn first_rested(keys: &[Key], model: &str) -> Option<Duration> {
+    keys.iter().filter(|key| key.is_for(model)).map(|key| key.state.rest()).min()
 }
 
 /// Chooses a key for a model by weight, among those that do not rest and are not in `tried`. `None` if there is none.

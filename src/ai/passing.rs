@@ -11,9 +11,9 @@ use super::chat::Failure;
 
 /// What a gateway has to know of a call's body, whatever the dialect, and where it stands.
 #[derive(Debug)]
-pub struct Head<'b> {
-    body: &'b [u8],
-    model: Option<(Cow<'b, str>, Range<usize>)>,
+pub struct Head {
+    body: Bytes,
+    model: Option<(Box<str>, Range<usize>)>,
     pub stream: bool,
     /// The most tokens of the answer, where the body says so.
     pub max_tokens: Option<u64>,
@@ -45,10 +45,10 @@ struct StreamOptions {
     rest: serde_json::Map<String, serde_json::Value>,
 }
 
-impl<'b> Head<'b> {
+impl Head {
     /// Reads a body. One that names a field twice is refused: provider and gateway could read different ones.
-    pub fn read(body: &'b [u8]) -> Result<Head<'b>, Failure> {
-        let fields: Fields<'b> = serde_json::from_slice(body)
+    pub fn read(body: &Bytes) -> Result<Head, Failure> {
+        let fields: Fields<'_> = serde_json::from_slice(body)
             .map_err(|error| Failure::invalid("", format!("the body is not a call that can be read: {error}")))?;
         let place = |raw: &RawValue| {
             let start = raw.get().as_ptr() as usize - body.as_ptr() as usize;
@@ -56,7 +56,7 @@ impl<'b> Head<'b> {
         };
         let model = match fields.model {
             Some(raw) => match Option::<Text<'_>>::deserialize(raw) {
-                Ok(text) => Some((text.map_or(Cow::Borrowed(""), |Text(name)| name), place(raw))),
+                Ok(text) => Some((text.map_or("".into(), |Text(name)| name.into()), place(raw))),
                 Err(_) => return Err(Failure::invalid("model", "`model` is not a text")),
             },
             None => None,
@@ -69,7 +69,7 @@ impl<'b> Head<'b> {
             None => None,
         };
         Ok(Head {
-            body,
+            body: body.clone(),
             model,
             stream: fields.stream.unwrap_or(false),
             max_tokens: fields.max_completion_tokens.or(fields.max_output_tokens).or(fields.max_tokens),
@@ -86,8 +86,13 @@ impl<'b> Head<'b> {
         self.stream_options.as_ref().is_some_and(|(options, _)| options.include_usage == Some(true))
     }
 
+    /// The body as the caller sent it.
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+
     /// The body for the provider: with its own name of the model, and asking for usage if that is wanted for metering.
-    pub fn passed_on(&self, whole: &Bytes, model: Option<&str>, ask_for_usage: bool) -> Bytes {
+    pub fn passed_on(&self, model: Option<&str>, ask_for_usage: bool) -> Bytes {
         let mut changes: Vec<(Range<usize>, String)> = Vec::new();
         let mut added = String::new();
         let mut put = |name: &str, place: Option<&Range<usize>>, value: String| match place {
@@ -108,7 +113,7 @@ impl<'b> Head<'b> {
             put("stream_options", place, serde_json::Value::from(options).to_string());
         }
         if changes.is_empty() && added.is_empty() {
-            return whole.clone();
+            return self.body.clone();
         }
         changes.sort_by_key(|(place, _)| place.start);
         let mut body = Vec::with_capacity(self.body.len() + 64);
@@ -141,7 +146,7 @@ mod tests {
 
     fn passed(body: &'static str, model: Option<&str>, ask: bool) -> String {
         let whole = Bytes::from_static(body.as_bytes());
-        let passed = Head::read(body.as_bytes()).unwrap().passed_on(&whole, model, ask);
+        let passed = Head::read(&whole).unwrap().passed_on(model, ask);
         serde_json::from_slice::<serde_json::Value>(&passed).unwrap_or_else(|error| panic!("{passed:?}: {error}"));
         String::from_utf8(passed.to_vec()).unwrap()
     }
@@ -180,8 +185,8 @@ mod tests {
             "\u{feff}{}",
             "",
         ] {
-            assert!(Head::read(body.as_bytes()).is_err(), "{body}");
+            assert!(Head::read(&Bytes::from_static(body.as_bytes())).is_err(), "{body}");
         }
-        assert!(Head::read(b"{\"model\":\"\xff\"}").is_err(), "no UTF-8");
+        assert!(Head::read(&Bytes::from_static(b"{\"model\":\"\xff\"}")).is_err(), "no UTF-8");
     }
 }

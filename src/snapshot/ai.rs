@@ -1,7 +1,7 @@
 //! From the `ai` section to what calls of models run on: providers with their upstreams and keys, and names of models.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::Semaphore;
@@ -24,6 +24,10 @@ pub struct Models {
     providers: BTreeMap<Arc<str>, Provider>,
     virtuals: BTreeMap<Box<str>, Virtual>,
     default_model: Option<Box<str>>,
+    /// Their names, those first that are asked first for a model that several have.
+    by_kind: Box<[Arc<str>]>,
+    /// See [`Models::names`].
+    names: OnceLock<Box<[Name]>>,
     /// The longest body of a call, in bytes.
     pub max_body: u64,
     /// What bodies under way may take together, one permit for each [`UNIT`].
@@ -34,6 +38,13 @@ pub struct Models {
 
 /// Bytes of memory that one permit of [`Models::memory`] stands for.
 pub const UNIT: u64 = 1024;
+
+/// A name that can be called.
+pub struct Name {
+    pub name: Box<str>,
+    /// Whose model it is, for lists.
+    pub owner: Arc<str>,
+}
 
 /// A provider that is called.
 pub struct Provider {
@@ -102,24 +113,25 @@ impl Models {
         if let Some((provider, model)) = own {
             return Some(Resolved::Direct(Box::new(direct([(provider, model)]))));
         }
-        let mut known: Vec<&Provider> = self.providers.values().filter(|p| p.spec.model(name).is_some()).collect();
-        known.sort_by_key(|provider| provider.spec.kind);
-        if known.is_empty() && self.providers.len() == 1 {
-            // Nobody else could be meant; whether there is such a model the provider knows best.
-            known.extend(self.providers.values());
-        }
-        (!known.is_empty())
-            .then(|| Resolved::Direct(Box::new(direct(known.into_iter().map(|provider| (provider, name))))))
+        let asked = self.by_kind.iter().filter_map(|provider| self.providers.get(provider));
+        // Nobody else could be meant; whether there is such a model the provider knows best.
+        let only = self.providers.len() == 1;
+        let known = asked.filter(|provider| only || provider.spec.model(name).is_some());
+        let found = direct(known.map(|provider| (provider, name)));
+        (!found.targets.is_empty()).then(|| Resolved::Direct(Box::new(found)))
     }
 
-    /// Every name that can be called: those of the configuration, and `provider/model`.
-    pub fn names(&self) -> impl Iterator<Item = (String, &str)> {
-        let own = self.virtuals.keys().map(|name| (name.to_string(), "headgate"));
-        let others = self.providers.values().flat_map(|provider| {
-            let of = |name: &str| format!("{}/{name}", provider.name);
-            provider.spec.models().map(move |model| (of(&model.name), &*provider.name))
-        });
-        own.chain(others)
+    /// Every name that can be called: those of the configuration, and `provider/model`. Made when it is first asked for.
+    pub fn names(&self) -> &[Name] {
+        self.names.get_or_init(|| {
+            let headgate: Arc<str> = "headgate".into();
+            let own = self.virtuals.keys().map(|name| Name { name: name.clone(), owner: headgate.clone() });
+            let others = self.providers.values().flat_map(|provider| {
+                let name = |model: &str| format!("{}/{model}", provider.name).into();
+                provider.spec.models().map(move |model| Name { name: name(&model.name), owner: provider.name.clone() })
+            });
+            own.chain(others).collect()
+        })
     }
 }
 
@@ -145,7 +157,8 @@ fn direct<'p>(of: impl IntoIterator<Item = (&'p Provider, &'p str)>) -> Virtual 
 impl Provider {
     /// Where a call in a caller's format goes: in the same format if that is spoken there.
     pub fn endpoint(&self, format: Format, model: &str) -> Option<(&Endpoint, &Arc<Origin>)> {
-        let formats = self.spec.model(model).map(|model| model.formats.clone()).unwrap_or_default();
+        let known = self.spec.model(model);
+        let formats = known.as_ref().map_or(&[][..], |model| &model.formats);
         let mut usable = self
             .endpoints
             .iter()
@@ -201,9 +214,14 @@ pub fn compile(
         Some(before) if before.size == written.memory.get() => before.memory.clone(),
         _ => Arc::new(Semaphore::new((written.memory.get() / UNIT) as usize)),
     };
+    let mut by_kind: Vec<&Provider> = providers.values().collect();
+    by_kind.sort_by_key(|provider| provider.spec.kind);
+    let by_kind = by_kind.into_iter().map(|provider| provider.name.clone()).collect();
     let models = Models {
         providers,
         virtuals,
+        by_kind,
+        names: OnceLock::new(),
         default_model: written.default_model.as_deref().map(Into::into),
         max_body: written.max_body.get(),
         memory,
@@ -247,8 +265,7 @@ pub fn backend(
 }
 
 fn unknown_model(path: &str, name: &str, models: &Models, problems: &mut Problems) {
-    let names: Vec<String> = models.names().map(|(name, _)| name).collect();
-    problems.unknown(path, "model", name, names.iter().map(String::as_str));
+    problems.unknown(path, "model", name, models.names().iter().map(|known| &*known.name));
 }
 
 struct Compiler<'c> {

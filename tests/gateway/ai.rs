@@ -8,10 +8,10 @@ use serde_json::{Value, json};
 use crate::support::gateway::{example, key_hash, problems_of};
 use crate::support::*;
 
-const OPENAI_KEY: &str = "sk-secret-of-the-gateway";
+pub(crate) const OPENAI_KEY: &str = "sk-secret-of-the-gateway";
 
 /// Providers by name: where they are, and in which file they are described.
-fn yaml(providers: &[(&str, &Origin, &str)], models: &str) -> String {
+pub(crate) fn yaml(providers: &[(&str, &Origin, &str)], models: &str) -> String {
     let mut text = "
 access_log: { to: { file: '{{dir}}/access.log' } }
 services: { ai: { routes: { all: { match: { path_prefix: / }, backend: { ai: {} } } } } }
@@ -30,11 +30,11 @@ ai:
     text + models
 }
 
-async fn start(providers: &[(&str, &Origin, &str)], models: &str) -> Gateway {
+pub(crate) async fn start(providers: &[(&str, &Origin, &str)], models: &str) -> Gateway {
     Gateway::builder(&yaml(providers, models)).environment("KEY", OPENAI_KEY).start().await
 }
 
-fn completion(text: &str) -> String {
+pub(crate) fn completion(text: &str) -> String {
     json!({
         "id": "chatcmpl-1", "object": "chat.completion", "created": 1_764_000_000, "model": "gpt-4o-2024-08-06",
         "choices": [{ "index": 0, "message": { "role": "assistant", "content": text, "refusal": null }, "finish_reason": "stop" }],
@@ -45,17 +45,17 @@ fn completion(text: &str) -> String {
     .to_string()
 }
 
-fn json_reply(body: impl AsRef<[u8]>) -> Reply {
+pub(crate) fn json_reply(body: impl AsRef<[u8]>) -> Reply {
     Reply::with(200, &[("Content-Type", "application/json")], body)
 }
 
-fn error_reply(status: u16, headers: &[(&str, &str)]) -> Reply {
+pub(crate) fn error_reply(status: u16, headers: &[(&str, &str)]) -> Reply {
     let body = json!({ "error": { "message": "not now", "type": "server_error", "param": null, "code": null } });
     let headers: Vec<_> = headers.iter().copied().chain([("Content-Type", "application/json")]).collect();
     Reply::with(status, &headers, body.to_string())
 }
 
-fn chunk(delta: Value, finish: Option<&str>) -> String {
+pub(crate) fn chunk(delta: Value, finish: Option<&str>) -> String {
     let chunk = json!({
         "id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "gpt-4o", "usage": null,
         "choices": [{ "index": 0, "delta": delta, "finish_reason": finish }],
@@ -63,13 +63,13 @@ fn chunk(delta: Value, finish: Option<&str>) -> String {
     format!("data: {chunk}\n\n")
 }
 
-const USAGE_CHUNK: &str = "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"gpt-4o\",\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":2,\"total_tokens\":7}}\n\n";
+pub(crate) const USAGE_CHUNK: &str = "data: {\"id\":\"chatcmpl-1\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"gpt-4o\",\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":2,\"total_tokens\":7}}\n\n";
 
-fn stream_of(parts: &[&str]) -> Reply {
+pub(crate) fn stream_of(parts: &[&str]) -> Reply {
     Reply::chunked(&[("Content-Type", "text/event-stream; charset=utf-8")], parts, &[])
 }
 
-fn hello_stream() -> Reply {
+pub(crate) fn hello_stream() -> Reply {
     let parts = [
         chunk(json!({ "role": "assistant", "content": "" }), None),
         chunk(json!({ "content": "Hel" }), None),
@@ -82,7 +82,7 @@ fn hello_stream() -> Reply {
     stream_of(&parts)
 }
 
-fn ask(model: &str, more: &str) -> Call {
+pub(crate) fn ask(model: &str, more: &str) -> Call {
     let body =
         format!(r#"{{ "model": "{model}", "messages": [{{"role":"user","content":"Hi"}}], "x_unknown": 1.0{more} }}"#);
     Call::post("/v1/chat/completions", body)
@@ -91,7 +91,7 @@ fn ask(model: &str, more: &str) -> Call {
 }
 
 /// The texts of all deltas of a stream in OpenAI's dialect.
-fn said(stream: &str) -> String {
+pub(crate) fn said(stream: &str) -> String {
     let data = stream.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| *data != "[DONE]");
     let chunks = data.map(|data| serde_json::from_str::<Value>(data).unwrap_or_else(|error| panic!("{data}: {error}")));
     chunks.filter_map(|chunk| chunk["choices"][0]["delta"]["content"].as_str().map(str::to_owned)).collect()
@@ -441,7 +441,7 @@ async fn a_body_that_is_too_long_or_too_slow_is_refused() {
     assert!(eventually(PATIENCE, free).await);
 }
 
-fn anthropic_message() -> String {
+pub(crate) fn anthropic_message() -> String {
     json!({
         "id": "msg_1", "type": "message", "role": "assistant", "model": "claude-sonnet-4-5",
         "content": [
@@ -454,7 +454,7 @@ fn anthropic_message() -> String {
     .to_string()
 }
 
-const ANTHROPIC_STREAM: [(&str, &str); 9] = [
+pub(crate) const ANTHROPIC_STREAM: [(&str, &str); 9] = [
     (
         "message_start",
         r#"{"type":"message_start","message":{"id":"msg_1","type":"message","role":"assistant","model":"c","content":[],"stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":10,"output_tokens":1}}}"#,

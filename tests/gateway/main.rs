@@ -6,6 +6,7 @@ mod access_log;
 mod acl;
 mod admin;
 mod ai;
+mod ai_models;
 mod anonymous;
 mod api_key;
 mod balance;

@@ -6,6 +6,7 @@
 pub mod event_stream;
 pub mod json_array;
 pub mod json_lines;
+pub mod reframe;
 pub mod sse;
 
 /// The longest frame. Images come as one event of a few megabytes.

@@ -1,100 +1,62 @@
-//! One attempt at one provider: the exchange with it, up to the point from which there is no other.
+//! One attempt at one provider: the exchange with it, up to the first content of its answer.
+//!
+//! Nothing of it touches the caller: it can be given up at any time, and another one made.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
-use http::{HeaderName, HeaderValue, StatusCode};
-use jiff::Timestamp;
+use http::header::CONTENT_TYPE;
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::client::HttpSession;
-use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 
-use super::{Call, JSON, dropped_header, stream, told};
-use crate::ai::chat::{ChatAnswer, Dropped, Failure, FailureKind};
-use crate::ai::credentials::sigv4::{SigV4, Unsigned};
-use crate::ai::endpoint::{Endpoint, show_key};
+use super::call::Call;
+use super::failed::{self, Failed};
+use super::stream::Relay;
+use super::whole::Whole;
+use super::{Serving, request};
+use crate::ai::chat::{Dropped, Failure, FailureKind};
+use crate::ai::endpoint::Endpoint;
 use crate::ai::formats::anthropic::hosted::{self, Host};
 use crate::ai::formats::{Format, Provider as Spoken};
 use crate::ai::keys::Key;
+use crate::ai::quirks::Quirk;
 use crate::ai::stream::Framing;
 use crate::ai::targets::{InFlight, Target};
-use crate::ai::{retry_after, usage};
-use crate::filters::filter::Answer;
+use crate::proxy::Proxy;
 use crate::proxy::context::Context;
 use crate::proxy::forward::MOST_INTERIM;
-use crate::proxy::tunnel::unless_client_leaves;
-use crate::proxy::{Proxy, answer};
 use crate::snapshot::Origin;
 use crate::snapshot::ai::{Provider, Virtual};
 use crate::telemetry::metrics::Outcome as Counted;
-use crate::upstream::{Failure as Unanswered, Moment, Outcome, Pick, PickRequest, Timeouts, request_form};
+use crate::upstream::{Failure as Unanswered, Limits, Moment, Outcome, Pick, PickRequest, Timeouts, request_form};
 
 /// The longest whole answer that is taken.
 const LONGEST: usize = 64 << 20;
 /// Of an answer that is an error.
 const LONGEST_ERROR: usize = 256 << 10;
 
-/// Headers of callers that providers of the same format are shown.
-const SHOWN: [&str; 4] = ["anthropic-version", "anthropic-beta", "openai-beta", "idempotency-key"];
-
-/// How an attempt ended.
-pub enum Ended {
-    /// The caller has its answer, or what could be sent of it.
-    Served,
-    Failed {
-        failure: Failure,
-        /// Whether another attempt may do better.
-        again: bool,
-        retry_after: Option<Duration>,
-        /// It was the key that was refused.
-        about_key: bool,
-    },
-}
-
-impl Ended {
-    fn failed(failure: Failure) -> Ended {
-        let again = may_be_tried_again(failure.kind);
-        Ended::Failed { failure, again, retry_after: None, about_key: false }
-    }
-}
-
-/// Whether somebody else may answer what this one did not. What the caller did wrong is wrong everywhere.
-fn may_be_tried_again(kind: FailureKind) -> bool {
-    match kind {
-        FailureKind::InvalidRequest | FailureKind::TooLarge | FailureKind::ContentFilter => false,
-        // Of the provider, with our key: another provider, or another key, may be better off.
-        FailureKind::Authentication | FailureKind::Permission | FailureKind::NotFound => true,
-        FailureKind::ContextLength
-        | FailureKind::RateLimited
-        | FailureKind::QuotaExceeded
-        | FailureKind::Overloaded
-        | FailureKind::Timeout
-        | FailureKind::Server => true,
-    }
-}
-
-/// All that is needed to ask.
-pub struct Attempt<'a> {
+/// What is asked of whom.
+pub struct Ask<'a> {
     pub provider: &'a Provider,
     pub target: &'a Target,
+    pub key: Option<&'a Key>,
     pub endpoint: &'a Endpoint,
     pub spoken: &'static dyn Spoken,
+    pub body: Bytes,
+    /// What the request could not carry.
     pub dropped: Dropped,
     /// Caller and provider speak the same: what is not about the gateway passes as it is.
     pub passing: bool,
     /// The usage of a stream was asked for by the gateway, and is not for the caller.
     pub hides_usage: bool,
-    origin: &'a Arc<Origin>,
-    key: Option<&'a Key>,
-    body: Bytes,
+    pub fallback_on_filter: bool,
     first_token: Option<Duration>,
-    fallback_on_filter: bool,
+    origin: &'a Arc<Origin>,
 }
 
-impl<'a> Attempt<'a> {
+impl<'a> Ask<'a> {
     /// Writes the request for a target.
     pub fn prepare(
         provider: &'a Provider,
@@ -102,24 +64,27 @@ impl<'a> Attempt<'a> {
         key: Option<&'a Key>,
         call: &mut Call<'_>,
         model: &Virtual,
-    ) -> Result<Attempt<'a>, Failure> {
+    ) -> Result<Ask<'a>, Failure> {
         let found = provider.endpoint(call.format, &target.model);
         let found = found.and_then(|(endpoint, origin)| Some((endpoint, origin, endpoint.format.provider()?)));
         let Some((endpoint, origin, spoken)) = found else {
             return Err(Failure::new(FailureKind::NotFound, format!("{} serves no chat", provider.name)));
         };
         let mut dropped = Dropped::default();
-        let passing = endpoint.format == call.format;
-        let hides_usage = passing && call.stream && call.format == Format::OpenAiChat && !call.head.asks_for_usage();
         let quirks = provider.spec.quirks();
-        let asks = hides_usage && !quirks.has(crate::ai::quirks::Quirk::NoStreamOptions);
+        let passing = endpoint.format == call.format;
+        let hides_usage = passing
+            && call.stream
+            && call.format == Format::OpenAiChat
+            && !call.head.asks_for_usage()
+            && !quirks.has(Quirk::NoStreamOptions);
         let body = match passing {
             // Gemini's callers write the model in the path.
-            true if call.format == Format::Gemini => call.body.clone(),
+            true if call.format == Format::Gemini => call.head.body().clone(),
             true => {
-                let body = call.head.passed_on(call.body, Some(&target.model), asks);
+                let body = call.head.passed_on(Some(&target.model), hides_usage);
                 match Host::of(quirks).filter(|_| call.format == Format::Anthropic) {
-                    Some(host) => hosted::adapt(&body, host, &call.betas)?.into(),
+                    Some(host) => hosted::adapt(&body, host, &call.betas())?.into(),
                     None => body,
                 }
             }
@@ -131,363 +96,208 @@ impl<'a> Attempt<'a> {
                 spoken.encode_request(request, &target.model, quirks, &mut dropped)?.into()
             }
         };
-        Ok(Attempt {
+        Ok(Ask {
             provider,
             target,
+            key,
             endpoint,
             spoken,
+            body,
             dropped,
             passing,
-            hides_usage: asks,
-            origin,
-            key,
-            body,
-            first_token: model.first_token,
+            hides_usage,
             fallback_on_filter: model.fallback_on_filter,
+            first_token: model.first_token,
+            origin,
         })
     }
+}
 
-    /// Asks, and answers the caller if the provider did. The error means that the caller is gone.
-    pub async fn run(
-        &self,
-        proxy: &Proxy,
-        session: &mut Session,
-        ctx: &mut Context,
-        call: &Call<'_>,
-    ) -> pingora::Result<Ended> {
+/// An exchange that is under way.
+pub struct Attempt<'a> {
+    pub ask: Ask<'a>,
+    pub started: Instant,
+    /// The connection, once there is one.
+    pub http: Option<HttpSession>,
+    /// What is sent, until it is.
+    head: Option<RequestHeader>,
+    pick: Pick,
+    peer: Box<HttpPeer>,
+    learnt: Learnt,
+    _in_flight: InFlight,
+}
+
+/// What there is to send to the caller.
+pub enum Opened {
+    Whole(Whole),
+    Stream(Box<Relay>),
+}
+
+/// What is learnt of the provider meanwhile.
+#[derive(Default)]
+struct Learnt {
+    /// Time to the connection; `None` if one was reused.
+    connect: Option<Duration>,
+    first_byte: Option<Duration>,
+    /// How the head of the answer came, or why it did not.
+    end: Option<(Counted, Option<u16>, Instant)>,
+}
+
+impl<'a> Attempt<'a> {
+    /// Begins an attempt, and enters it into the record.
+    pub fn begin(ask: Ask<'a>, serving: &mut Serving<'_>) -> Result<Attempt<'a>, Failed> {
         let started = Instant::now();
-        let _in_flight: InFlight = self.target.state.enter();
+        let ctx = &mut *serving.ctx;
         ctx.exchange.attempts += 1;
-        ctx.exchange.upstream = Some(self.origin.upstream.name().clone());
-        ctx.origin = Some(self.origin.clone());
+        ctx.exchange.upstream = Some(ask.origin.upstream.name().clone());
+        ctx.origin = Some(ask.origin.clone());
         if let Some(record) = &mut ctx.exchange.ai {
             record.attempts += 1;
-            record.provider = self.provider.name.clone();
-            record.model = self.target.model.clone();
-            record.key = self.key.map(|key| key.name.clone());
+            record.provider = ask.provider.name.clone();
+            record.model = ask.target.model.clone();
+            record.key = ask.key.map(|key| key.name.clone());
         }
-        let mut pick = match self.origin.upstream.pick(&PickRequest::default(), Moment::at(started)) {
-            Ok(pick) => pick,
-            Err(error) => {
-                self.target.state.failed();
-                let kind = FailureKind::Overloaded;
-                return Ok(Ended::failed(Failure::new(
-                    kind,
-                    format!("{}: {}", self.provider.name, error.reason.title()),
-                )));
-            }
-        };
+        let picked = ask.origin.upstream.pick(&PickRequest::default(), Moment::at(started));
+        let pick = picked.map_err(|error| {
+            ask.target.state.failed();
+            Failed::new(FailureKind::Overloaded, format!("{}: {}", ask.provider.name, error.reason.title()))
+        })?;
         ctx.exchange.target = Some(pick.target().name().clone());
+        let head = request::head(&ask, &serving.call);
+        let mut head = head.ok_or_else(|| Failed::new(FailureKind::Server, "the request could not be written"))?;
         if let Some(observation) = &mut ctx.observation {
-            observation.attempt_started(&self.origin.metrics, pick.target().name(), started);
-        }
-        let ended = self.exchange(proxy, session, ctx, call, &mut pick, started).await?;
-        if let Ended::Failed { failure, .. } = &ended {
-            log::debug!(
-                "request {:?}: {} {}: {}",
-                ctx.exchange.request_id,
-                self.provider.name,
-                self.target.model,
-                failure.message
-            );
-            if may_be_tried_again(failure.kind) {
-                self.target.state.failed();
-            }
-        }
-        Ok(ended)
-    }
-
-    async fn exchange(
-        &self,
-        proxy: &Proxy,
-        session: &mut Session,
-        ctx: &mut Context,
-        call: &Call<'_>,
-        pick: &mut Pick,
-        started: Instant,
-    ) -> pingora::Result<Ended> {
-        let peer = pick.target().peer(&Timeouts::default());
-        let connecting = proxy.connector.get_http_session(&*peer);
-        let (mut http, reused) = match unless_client_leaves(session, connecting).await? {
-            Ok(connected) => connected,
-            Err(error) => return Ok(self.broken(ctx, pick, &error.into_up())),
-        };
-        ctx.exchange.upstream_connect = (!reused).then(|| started.elapsed());
-        let limits = self.origin.upstream.limits(&Timeouts::default());
-        http.set_write_timeout(Some(limits.idle));
-        http.set_read_timeout(Some(limits.first_byte));
-        let mut wait = Wait { patience: self.first_token.map(|patience| started + patience) };
-
-        let Some(head) = self.request_head(session, ctx, call, &http, &peer) else {
-            return Ok(Ended::failed(Failure::new(FailureKind::Server, "the request could not be written")));
-        };
-        let asked = wait.during(session, ask(&mut http, head, self.body.clone())).await?;
-        let head = match asked {
-            Waited::Done(()) => wait.during(session, answer_head(&mut http)).await?,
-            Waited::Broken(error) => Waited::Broken(error),
-            Waited::TooLate => Waited::TooLate,
-        };
-        let head = match head {
-            Waited::Done(head) => head,
-            Waited::Broken(error) => return Ok(self.broken(ctx, pick, &error)),
-            Waited::TooLate => return Ok(self.too_late(ctx, pick)),
-        };
-        let now = Instant::now();
-        let (status, first_byte) = (head.status.as_u16(), now - started);
-        pick.report(Outcome::Answered { status, first_byte }, Moment::at(now));
-        ctx.exchange.upstream_first_byte = Some(first_byte);
-        if let Some(observation) = &mut ctx.observation {
-            let target = pick.target().name();
-            observation.attempt_finished(&self.origin.metrics, target, Counted::of_status(status), Some(status), now);
-        }
-        http.set_read_timeout(Some(limits.idle));
-        let framing = self.framing(&head).filter(|_| call.stream && head.status.is_success());
-        let ended = match framing {
-            Some(framing) => stream::relay(self, framing, session, ctx, call, &mut http, &mut wait, started).await?,
-            None => self.whole(session, ctx, call, &mut http, &mut wait, &head, started).await?,
-        };
-        // An HTTP/2 session always goes back, or its connection never counts as idle again; what is unfinished is reset.
-        if http.response_done() || http.as_http2().is_some() {
-            proxy.connector.release_http_session(http, &*peer, peer.options.idle_timeout).await;
-        }
-        Ok(ended)
-    }
-
-    /// How an answer is framed, if it is a stream.
-    fn framing(&self, head: &ResponseHeader) -> Option<Framing> {
-        Framing::of_content_type(head.headers.get(CONTENT_TYPE)?.to_str().ok()?)
-    }
-
-    fn request_head(
-        &self,
-        session: &Session,
-        ctx: &Context,
-        call: &Call<'_>,
-        http: &HttpSession,
-        peer: &HttpPeer,
-    ) -> Option<RequestHeader> {
-        let spec = &self.provider.spec;
-        let own = spec.path(crate::ai::catalog::Operation::Chat);
-        let path = self.endpoint.chat_path(&self.target.model, call.stream, Some(own), spec.quirks());
-        let mut head = RequestHeader::build_no_case("POST", path.as_bytes(), Some(12)).ok()?;
-        let mut put = |name: HeaderName, value: HeaderValue| head.insert_header(name, value).is_ok();
-        put(CONTENT_TYPE, JSON);
-        put(CONTENT_LENGTH, HeaderValue::from(self.body.len()));
-        put(USER_AGENT, HeaderValue::from_static(concat!("headgate/", env!("CARGO_PKG_VERSION"))));
-        let accept = if call.stream { self.spoken.framing().content_type() } else { "application/json" };
-        put(ACCEPT, HeaderValue::from_static(accept));
-        for (name, value) in &spec.headers {
-            let (name, value) = (HeaderName::from_bytes(name.as_bytes()).ok()?, HeaderValue::from_str(value).ok()?);
-            put(name, value);
-        }
-        if self.passing {
-            let sent = &session.req_header().headers;
-            for name in SHOWN {
-                if let Some(value) = sent.get(name) {
-                    put(HeaderName::from_static(name), value.clone());
-                }
-            }
-        }
-        if let Some(key) = self.key
-            && key.signer().is_none()
-            && !show_key(&mut head, &spec.credential, key.expose())
-        {
-            return None;
-        }
-        if let Some(observation) = &ctx.observation {
+            observation.attempt_started(&ask.origin.metrics, pick.target().name(), started);
             observation.propagate(&mut head);
         }
-        let authority = &self.endpoint.authority;
-        if let Some(signer) = self.key.and_then(Key::signer) {
-            sign(&mut head, &path, authority, &self.body, signer)?;
-        }
-        request_form(&mut head, authority, http.as_http2().is_some(), peer.is_tls()).ok()?;
-        Some(head)
+        let peer = pick.target().peer(&Timeouts::default());
+        let _in_flight = ask.target.state.enter();
+        Ok(Attempt { ask, started, http: None, head: Some(head), pick, peer, learnt: Learnt::default(), _in_flight })
     }
 
-    /// Reads an answer that is not a stream, and answers the caller.
-    #[allow(clippy::too_many_arguments, reason = "the parts of one exchange, each used once")]
-    async fn whole(
-        &self,
-        session: &mut Session,
-        ctx: &mut Context,
-        call: &Call<'_>,
-        http: &mut HttpSession,
-        wait: &mut Wait,
-        head: &ResponseHeader,
-        started: Instant,
-    ) -> pingora::Result<Ended> {
-        let status = head.status.as_u16();
-        let most = if head.status.is_success() { LONGEST } else { LONGEST_ERROR };
-        let body = match wait.during(session, read_whole(http, most)).await? {
-            Waited::Done(Some(body)) => body,
-            Waited::Done(None) if head.status.is_success() => {
-                return Ok(Ended::failed(Failure::new(FailureKind::Server, "the provider's answer is too long")));
-            }
-            Waited::Done(None) => Bytes::new(),
-            Waited::Broken(_) => {
-                return Ok(Ended::failed(Failure::new(FailureKind::Server, "the provider's answer broke off")));
-            }
-            Waited::TooLate => return Ok(late()),
-        };
-        if !head.status.is_success() {
-            return Ok(self.refused(status, &head.headers, &body));
-        }
-        if call.stream {
-            // Whoever waits for a stream gets one, also of a provider that has not understood.
-            return match self.spoken.decode_answer(&body) {
-                Ok(_) => {
-                    Ok(Ended::failed(Failure::new(FailureKind::Server, "the provider did not answer with a stream")))
+    /// Asks, and reads until there is something to send to the caller.
+    pub async fn open(&mut self, proxy: &Proxy, call: &Call<'_>) -> Result<Opened, Failed> {
+        let Some(patience) = self.ask.first_token else { return self.exchange(proxy, call).await };
+        let until = self.started + patience;
+        match tokio::time::timeout_at(until.into(), self.exchange(proxy, call)).await {
+            Ok(opened) => opened,
+            Err(_) => {
+                if self.learnt.end.is_none() {
+                    self.unanswered(Unanswered::Timeout);
                 }
-                Err(failure) => Ok(Ended::failed(failure)),
-            };
+                Err(Failed::late())
+            }
         }
-        let decoded = match self.spoken.decode_answer(&body) {
-            Ok(decoded) => decoded,
-            Err(failure) => return Ok(Ended::failed(failure)),
-        };
-        if self.fallback_on_filter && is_filtered(&decoded) {
-            return Ok(Ended::Failed {
-                failure: Failure::new(FailureKind::ContentFilter, "the provider's filter refused to answer"),
-                again: true,
-                retry_after: None,
-                about_key: false,
-            });
-        }
-        self.target.state.began(started.elapsed());
-        let mut dropped = self.dropped.clone();
-        let body = match (self.passing, &call.request) {
-            (true, _) => body,
-            (false, Some(request)) => call.caller.encode_answer(&decoded, request, &mut dropped).into(),
-            (false, None) => return Ok(Ended::failed(Failure::new(FailureKind::Server, "the call was not read"))),
-        };
-        let mut headers = vec![(CONTENT_TYPE, JSON)];
-        headers.extend(dropped_header(&dropped));
-        if let Some(record) = &mut ctx.exchange.ai {
-            usage::settle(record, &self.provider.spec, &self.target.model, decoded.usage.as_ref());
-            record.finish = decoded.choices.first().map(|choice| choice.stop.name());
-            headers.extend(told(record));
-        }
-        answer::send(session, ctx, Answer { status: StatusCode::OK, headers, body }).await?;
-        Ok(Ended::Served)
     }
 
-    /// What an answer means whose status says that it is an error.
-    fn refused(&self, status: u16, headers: &http::HeaderMap, body: &[u8]) -> Ended {
-        let mut failure = self.spoken.decode_failure(status, headers, body);
-        if let Some(kind) = self.provider.spec.failure_kind(status, failure.code.as_deref()) {
-            failure.kind = kind;
+    /// Tells what was learnt to the record of the request.
+    pub fn note(&self, ctx: &mut Context) {
+        ctx.exchange.upstream_connect = self.learnt.connect;
+        ctx.exchange.upstream_first_byte = self.learnt.first_byte;
+        if let (Some(observation), Some((outcome, status, at))) = (&mut ctx.observation, self.learnt.end) {
+            observation.attempt_finished(&self.ask.origin.metrics, self.pick.target().name(), outcome, status, at);
         }
-        let retry_after = retry_after::read(headers);
-        let about_key = Key::concerns(status) && self.key.is_some();
-        if let (true, Some(key)) = (about_key, self.key) {
-            key.refused(status, retry_after);
+    }
+
+    /// Gives the connection back, if it can serve another call.
+    pub async fn close(&mut self, proxy: &Proxy) {
+        let Some(mut http) = self.http.take() else { return };
+        // Over HTTP/1.1, Pingora can be asked whether an answer is done only once its head is there.
+        let answered = self.learnt.first_byte.is_some();
+        // An HTTP/2 session always goes back, or its connection never counts as idle again; what is unfinished is reset.
+        if http.as_http2().is_some() || (answered && http.response_done()) {
+            proxy.connector.release_http_session(http, &*self.peer, self.peer.options.idle_timeout).await;
         }
-        if matches!(failure.kind, FailureKind::Authentication | FailureKind::Permission) {
-            // It is our key that was refused, not the caller's; and what is said of it may hold a part of it.
-            log::warn!(
-                "{}: key {} was refused with {status}",
-                self.provider.name,
-                self.key.map_or("-", |key| &key.name)
-            );
-            failure = Failure::new(FailureKind::Server, format!("{} refused the gateway's key", self.provider.name));
+    }
+
+    async fn exchange(&mut self, proxy: &Proxy, call: &Call<'_>) -> Result<Opened, Failed> {
+        let connected = proxy.connector.get_http_session(&*self.peer).await;
+        let (http, reused) = connected.map_err(|error| self.broken(&error.into_up()))?;
+        self.learnt.connect = (!reused).then(|| self.started.elapsed());
+        let limits = self.ask.origin.upstream.limits(&Timeouts::default());
+        let asked = self.send(http, &limits).await?;
+        let head = asked.map_err(|error| self.broken(&error.into_up()))?;
+        self.answered(head.status.as_u16());
+        let Some(http) = &mut self.http else { return Err(Failed::late()) };
+        http.set_read_timeout(Some(limits.idle));
+        match framing(&head).filter(|_| call.stream && head.status.is_success()) {
+            Some(framing) => Ok(Opened::Stream(Box::new(Relay::open(&self.ask, framing, call, http).await?))),
+            None => Ok(Opened::Whole(whole(&self.ask, call, http, &head).await?)),
         }
-        let again =
-            may_be_tried_again(failure.kind) || (self.fallback_on_filter && failure.kind == FailureKind::ContentFilter);
-        Ended::Failed { failure, again, retry_after, about_key }
+    }
+
+    /// Sends the request, and waits for the head of the answer.
+    async fn send(&mut self, http: HttpSession, limits: &Limits) -> Result<pingora::Result<ResponseHeader>, Failed> {
+        let http = self.http.insert(http);
+        http.set_write_timeout(Some(limits.idle));
+        http.set_read_timeout(Some(limits.first_byte));
+        let (authority, body) = (&self.ask.endpoint.authority, self.ask.body.clone());
+        let written = self.head.take().and_then(|mut head| {
+            request::pay(&self.ask, &mut head)?;
+            request_form(&mut head, authority, http.as_http2().is_some(), self.peer.is_tls()).ok()?;
+            Some(head)
+        });
+        let head = written.ok_or_else(|| Failed::new(FailureKind::Server, "the request could not be written"))?;
+        Ok(ask(http, head, body).await)
+    }
+
+    /// The head of the provider's answer is there.
+    fn answered(&mut self, status: u16) {
+        let now = Instant::now();
+        let first_byte = now - self.started;
+        self.pick.report(Outcome::Answered { status, first_byte }, Moment::at(now));
+        self.learnt.first_byte = Some(first_byte);
+        self.learnt.end = Some((Counted::of_status(status), Some(status), now));
     }
 
     /// The exchange broke before there was an answer.
-    fn broken(&self, ctx: &mut Context, pick: &mut Pick, error: &pingora::Error) -> Ended {
-        let now = Instant::now();
+    fn broken(&mut self, error: &pingora::Error) -> Failed {
         let why = Unanswered::of(error).unwrap_or(Unanswered::Reset);
-        pick.report(Outcome::Failed(why), Moment::at(now));
-        if let Some(observation) = &mut ctx.observation {
-            let outcome = Counted::of_failure(why.reason());
-            observation.attempt_finished(&self.origin.metrics, pick.target().name(), outcome, None, now);
-        }
+        self.unanswered(why);
         let kind = match why {
             Unanswered::ConnectTimeout | Unanswered::Timeout => FailureKind::Timeout,
             _ => FailureKind::Server,
         };
-        Ended::failed(Failure::new(kind, format!("{}: {}", self.provider.name, why.reason().title())))
+        Failed::new(kind, format!("{}: {}", self.ask.provider.name, why.reason().title()))
     }
 
-    /// The first content did not come in time.
-    fn too_late(&self, ctx: &mut Context, pick: &mut Pick) -> Ended {
+    fn unanswered(&mut self, why: Unanswered) {
         let now = Instant::now();
-        pick.report(Outcome::Failed(Unanswered::Timeout), Moment::at(now));
-        if let Some(observation) = &mut ctx.observation {
-            let outcome = Counted::of_failure(Unanswered::Timeout.reason());
-            observation.attempt_finished(&self.origin.metrics, pick.target().name(), outcome, None, now);
-        }
-        late()
+        self.pick.report(Outcome::Failed(why), Moment::at(now));
+        self.learnt.end = Some((Counted::of_failure(why.reason()), None, now));
     }
 }
 
-pub fn late() -> Ended {
-    Ended::failed(Failure::new(FailureKind::Timeout, "the answer did not begin in time"))
+/// How an answer is framed, if it is a stream.
+fn framing(head: &ResponseHeader) -> Option<Framing> {
+    Framing::of_content_type(head.headers.get(CONTENT_TYPE)?.to_str().ok()?)
 }
 
-fn is_filtered(answer: &ChatAnswer) -> bool {
-    answer.choices.iter().all(|choice| choice.stop == crate::ai::chat::Stop::Filtered)
-}
-
-/// How long a provider is waited for.
-pub struct Wait {
-    /// Until the first content; `None` for as long as the connection's own limits allow.
-    pub patience: Option<Instant>,
-}
-
-pub enum Waited<T> {
-    Done(T),
-    Broken(Box<pingora::Error>),
-    TooLate,
-}
-
-impl Wait {
-    /// Waits for work at a provider while there is someone to answer; the error means that there is not.
-    pub async fn during<T>(
-        &mut self,
-        session: &mut Session,
-        work: impl Future<Output = pingora::Result<T>>,
-    ) -> pingora::Result<Waited<T>> {
-        let patient = async {
-            match self.patience {
-                Some(until) => match tokio::time::timeout_at(until.into(), work).await {
-                    Ok(Ok(done)) => Waited::Done(done),
-                    Ok(Err(error)) => Waited::Broken(error.into_up()),
-                    Err(_) => Waited::TooLate,
-                },
-                None => match work.await {
-                    Ok(done) => Waited::Done(done),
-                    Err(error) => Waited::Broken(error.into_up()),
-                },
-            }
-        };
-        unless_client_leaves(session, patient).await
-    }
-}
-
-/// Signs a request as AWS wants it. What is added afterwards is not signed, and need not be.
-fn sign(head: &mut RequestHeader, target: &str, authority: &str, body: &[u8], signer: &SigV4) -> Option<()> {
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let headers = [("host", authority), ("content-type", "application/json")];
-    let signed = signer.sign(Unsigned { method: "POST", path, query, headers: &headers, body }, Timestamp::now());
-    let mut put = |name: &'static str, text: &str| {
-        let mut value = HeaderValue::from_str(text).ok()?;
-        value.set_sensitive(true);
-        head.insert_header(name, value).ok()
+/// Reads an answer that is not a stream.
+async fn whole(ask: &Ask<'_>, call: &Call<'_>, http: &mut HttpSession, head: &ResponseHeader) -> Result<Whole, Failed> {
+    let success = head.status.is_success();
+    let most = if success { LONGEST } else { LONGEST_ERROR };
+    let body = match read_whole(http, most).await {
+        Ok(Some(body)) => body,
+        Ok(None) if success => return Err(Failed::new(FailureKind::Server, "the provider's answer is too long")),
+        Ok(None) => Bytes::new(),
+        Err(_) => return Err(Failed::new(FailureKind::Server, "the provider's answer broke off")),
     };
-    put("authorization", &signed.authorization)?;
-    put("x-amz-date", &signed.date)?;
-    signed.security_token.map_or(Some(()), |token| put("x-amz-security-token", token.expose()))
+    if !success {
+        return Err(failed::refused(ask, head.status.as_u16(), &head.headers, &body));
+    }
+    let answer = ask.spoken.decode_answer(&body)?;
+    match call.stream {
+        // Whoever waits for a stream gets one, also of a provider that has not understood.
+        true => Err(Failed::new(FailureKind::Server, "the provider did not answer with a stream")),
+        false => Ok(Whole { answer, body }),
+    }
 }
 
-async fn ask(http: &mut HttpSession, head: RequestHeader, body: Bytes) -> pingora::Result<()> {
+async fn ask(http: &mut HttpSession, head: RequestHeader, body: Bytes) -> pingora::Result<ResponseHeader> {
     http.write_request_header(Box::new(head)).await?;
     http.write_request_body(body, true).await?;
-    http.finish_request_body().await
+    http.finish_request_body().await?;
+    answer_head(http).await
 }
 
 /// The first head that is more than an interim one.

@@ -11,8 +11,8 @@ use crate::snapshot::ai::AiBackend;
 
 /// All that may be called on a route.
 pub fn all(ai: &AiBackend, format: Format) -> Answer {
-    let names = ai.models.names().filter(|(name, _)| ai.allows(name));
-    let models: Vec<Value> = names.map(|(name, owner)| model(format, &name, owner)).collect();
+    let names = ai.models.names().iter().filter(|known| ai.allows(&known.name));
+    let models: Vec<Value> = names.map(|known| model(format, &known.name, &known.owner)).collect();
     answer(match format {
         Format::Anthropic => {
             let id = |model: Option<&Value>| model.map_or(Value::Null, |model| model["id"].clone());

@@ -3,23 +3,24 @@
 //! Nothing is sent until the first content has come: before it an attempt may still fail unseen. Then the answer is the
 //! caller's, whatever happens; what goes wrong becomes an error event in its dialect.
 
-use std::time::Instant;
-
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, TRANSFER_ENCODING};
 use http::{HeaderName, HeaderValue, Version};
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::client::HttpSession;
-use pingora::proxy::Session;
 
-use super::attempt::{Attempt, Ended, Wait, Waited, late};
-use super::{Call, dropped_header, told};
+use super::attempt::{Ask, Attempt};
+use super::call::Call;
+use super::failed::Failed;
+use super::{Serving, dropped_header, told};
 use crate::ai::chat::{ChatEvent, Failure, FailureKind, PartKind, Stop, Usage};
-use crate::ai::formats::{EventDecoder, EventEncoder};
-use crate::ai::stream::{Deframer, Frame, Framing, Unframed, sse};
+use crate::ai::formats::{Caller, EventDecoder, EventEncoder};
+use crate::ai::stream::event_stream::EXCEPTION;
+use crate::ai::stream::reframe::Reframer;
+use crate::ai::stream::{Deframer, Frame, Framing, Unframed};
 use crate::ai::usage;
 use crate::proxy::answer::{X_REQUEST_ID, filter_response};
-use crate::proxy::context::Context;
+use crate::proxy::tunnel::unless_client_leaves;
 
 /// Held back before the first content; a provider that sends more without any is not going to say something.
 const MOST_HELD: usize = 1 << 20;
@@ -27,134 +28,146 @@ const MOST_HELD: usize = 1 << 20;
 /// Keeps proxies in front from collecting the stream (nginx).
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
-/// Passes the stream on. The error means that the caller is gone.
-#[allow(clippy::too_many_arguments, reason = "the parts of one exchange, each used once")]
-pub async fn relay(
-    attempt: &Attempt<'_>,
-    framing: Framing,
-    session: &mut Session,
-    ctx: &mut Context,
-    call: &Call<'_>,
-    http: &mut HttpSession,
-    wait: &mut Wait,
-    started: Instant,
-) -> pingora::Result<Ended> {
-    let Some(mut relay) = Relay::new(attempt, framing, call) else {
-        return Ok(failed(Failure::new(FailureKind::Server, "the call was not read")));
+/// Sends a stream whose first content has come, to its end. The error means that the caller is gone.
+pub async fn send(serving: &mut Serving<'_>, attempt: &mut Attempt<'_>, mut relay: Relay) -> pingora::Result<()> {
+    attempt.ask.target.state.began(attempt.started.elapsed());
+    if let Some(record) = serving.record() {
+        record.first_token = record.started.map(|started| started.elapsed());
+    }
+    let sent = match begin(serving, &attempt.ask).await {
+        Ok(()) => relay.run(serving, attempt).await,
+        Err(gone) => Err(gone),
     };
-    let served = relay.run(attempt, session, ctx, call, http, wait, started).await;
-    if let (true, Some(record)) = (relay.sent, &mut ctx.exchange.ai) {
-        usage::settle(record, &attempt.provider.spec, &attempt.target.model, relay.usage.as_ref());
+    if let Some(record) = serving.record() {
+        usage::settle(record, &attempt.ask.provider.spec, &attempt.ask.target.model, relay.usage.as_ref());
         record.finish = relay.stop.map(Stop::name);
     }
-    served
+    sent
 }
 
-struct Relay {
+/// How the events of a provider reach the caller.
+enum Way {
+    /// As they are, byte by byte.
+    Raw,
+    /// Each as it is, framed as the caller wants it.
+    Framed(Reframer),
+    /// In the caller's words.
+    Translated,
+}
+
+impl Way {
+    /// The way that changes least.
+    fn of(ask: &Ask<'_>, from: Framing, into: Framing) -> Way {
+        match ask.passing {
+            true if from == into && !ask.hides_usage => Way::Raw,
+            true => Way::Framed(Reframer::new(into)),
+            false => Way::Translated,
+        }
+    }
+}
+
+/// A stream between its two ends.
+pub struct Relay {
     deframer: Box<dyn Deframer>,
     decoder: Box<dyn EventDecoder>,
     /// Writes what the provider says in the caller's words; also the errors of a stream that otherwise passes as it is.
     encoder: Box<dyn EventEncoder>,
-    passing: bool,
+    caller: &'static dyn Caller,
+    way: Way,
     hides_usage: bool,
     events: Vec<ChatEvent>,
     /// For the caller, not sent yet.
     out: Vec<u8>,
-    /// The head of the answer is sent: there is no way back.
-    sent: bool,
+    /// Whether something came that the caller has asked for.
     content: bool,
+    /// What still comes means nothing.
     ended: bool,
+    /// Nothing comes any more.
+    over: bool,
     failure: Option<Failure>,
     usage: Option<Usage>,
     stop: Option<Stop>,
 }
 
 impl Relay {
-    fn new(attempt: &Attempt<'_>, framing: Framing, call: &Call<'_>) -> Option<Relay> {
+    /// Reads a stream until its first content.
+    pub async fn open(
+        ask: &Ask<'_>,
+        framing: Framing,
+        call: &Call<'_>,
+        http: &mut HttpSession,
+    ) -> Result<Relay, Failed> {
+        let mut relay = Relay::new(ask, framing, call)?;
+        while !relay.content {
+            relay.step(http.read_response_body().await);
+            match relay.failure.take() {
+                Some(failure) => return Err(failure.into()),
+                None if relay.content => break,
+                None if relay.over => return Err(Failed::new(FailureKind::Server, "the provider's answer is empty")),
+                None if relay.out.len() > MOST_HELD => {
+                    return Err(Failed::new(FailureKind::Server, "the provider's answer has no content"));
+                }
+                None => {}
+            }
+        }
+        Ok(relay)
+    }
+
+    fn new(ask: &Ask<'_>, framing: Framing, call: &Call<'_>) -> Result<Relay, Failure> {
         let nothing = Default::default();
-        let encoder = match (attempt.passing, &call.request) {
-            (true, _) => call.caller.encoder(&nothing),
-            (false, request) => call.caller.encoder(request.as_ref()?),
+        let encoder = match ask.passing {
+            true => call.caller.encoder(&nothing),
+            false => call.caller.encoder(call.decoded()?),
         };
-        Some(Relay {
+        Ok(Relay {
             deframer: framing.deframer(),
-            decoder: attempt.spoken.decoder(),
+            decoder: ask.spoken.decoder(),
             encoder,
-            passing: attempt.passing,
-            hides_usage: attempt.hides_usage,
+            caller: call.caller,
+            way: Way::of(ask, framing, call.caller.framing()),
+            hides_usage: ask.hides_usage,
             events: Vec::new(),
             out: Vec::new(),
-            sent: false,
             content: false,
             ended: false,
+            over: false,
             failure: None,
             usage: None,
             stop: None,
         })
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the parts of one exchange, each used once")]
-    async fn run(
-        &mut self,
-        attempt: &Attempt<'_>,
-        session: &mut Session,
-        ctx: &mut Context,
-        call: &Call<'_>,
-        http: &mut HttpSession,
-        wait: &mut Wait,
-        started: Instant,
-    ) -> pingora::Result<Ended> {
+    /// Passes on what has come and what comes.
+    async fn run(&mut self, serving: &mut Serving<'_>, attempt: &mut Attempt<'_>) -> pingora::Result<()> {
         loop {
-            let piece = match wait.during(session, http.read_response_body()).await? {
-                Waited::Done(piece) => piece,
-                Waited::TooLate => return Ok(late()),
-                Waited::Broken(error) => {
-                    log::debug!("{}: a stream broke off: {error}", attempt.provider.name);
-                    self.break_off("the provider's answer broke off");
-                    None
-                }
-            };
-            let over = piece.is_none();
-            match piece {
-                Some(piece) => self.take(&piece),
-                None => self.finish(),
-            }
-            if !self.sent {
-                if let Some(failure) = self.failure.take() {
-                    return Ok(failed(failure));
-                }
-                if over && !self.content {
-                    return Ok(failed(Failure::new(FailureKind::Server, "the provider's answer is empty")));
-                }
-                if self.out.len() > MOST_HELD && !self.content {
-                    return Ok(failed(Failure::new(FailureKind::Server, "the provider's answer has no content")));
-                }
-                if self.content {
-                    wait.patience = None;
-                    let after = started.elapsed();
-                    attempt.target.state.began(after);
-                    if let Some(record) = &mut ctx.exchange.ai {
-                        record.first_token = record.started.map(|started| started.elapsed());
-                    }
-                    begin(attempt, session, ctx, call).await?;
-                    self.sent = true;
-                }
-            }
-            let last = over || self.failure.is_some();
-            if self.sent && (last || !self.out.is_empty()) {
+            let last = self.over || self.failure.is_some();
+            if last || !self.out.is_empty() {
                 let bytes = Bytes::from(std::mem::take(&mut self.out));
-                session.write_response_body(Some(bytes), last).await.map_err(|error| error.into_down())?;
+                let written = serving.session.write_response_body(Some(bytes), last).await;
+                written.map_err(|error| error.into_down())?;
             }
-            if last {
-                return Ok(Ended::Served);
+            let Some(http) = attempt.http.as_mut().filter(|_| !last) else { return Ok(()) };
+            let piece = unless_client_leaves(serving.session, http.read_response_body()).await?;
+            self.step(piece);
+        }
+    }
+
+    /// Takes the next piece of the provider's stream, or its end.
+    fn step(&mut self, piece: pingora::Result<Option<Bytes>>) {
+        match piece {
+            Ok(Some(piece)) => self.take(&piece),
+            Ok(None) => self.finish(),
+            Err(error) => {
+                log::debug!("a stream broke off: {error}");
+                self.break_off("the provider's answer broke off");
+                self.finish();
             }
         }
     }
 
     /// Takes a piece of the provider's stream.
     fn take(&mut self, piece: &[u8]) {
-        let raw = self.passing && !self.hides_usage;
-        if raw && !self.ended {
+        if let (Way::Raw, false) = (&self.way, self.ended) {
             self.out.extend_from_slice(piece);
         }
         let mut deframer = std::mem::replace(&mut self.deframer, Box::new(Nothing));
@@ -169,60 +182,72 @@ impl Relay {
         if self.ended {
             return;
         }
-        self.events.clear();
         let mut events = std::mem::take(&mut self.events);
+        events.clear();
         self.decoder.decode(frame, &mut events);
-        let only_usage = self.passing && self.hides_usage && matches!(events.as_slice(), [ChatEvent::Usage(_)]);
-        if self.passing && self.hides_usage && !only_usage {
-            sse::write(frame.event, frame.data, &mut self.out);
+        let only_usage = self.hides_usage && matches!(events.as_slice(), [ChatEvent::Usage(_)]);
+        events.iter().for_each(|event| self.tell(event));
+        if !only_usage {
+            self.pass_on(frame, events.last());
         }
-        self.observe(&events);
         self.events = events;
     }
 
-    fn observe(&mut self, events: &[ChatEvent]) {
-        for event in events {
-            match event {
-                ChatEvent::PartStart { kind: PartKind::Text | PartKind::Reasoning | PartKind::Refusal, .. } => {}
-                ChatEvent::PartStart { .. } => self.content = true,
-                ChatEvent::Delta { text, .. } => self.content |= !text.is_empty(),
-                // A model may say nothing and be done.
-                ChatEvent::Stop { stop, .. } => {
-                    self.stop = Some(*stop);
-                    self.content = true;
-                }
-                ChatEvent::Usage(usage) => {
-                    self.usage.get_or_insert_default().absorb(usage);
-                }
-                ChatEvent::Error(failure) => {
-                    self.failure = Some(failure.clone());
-                    self.ended = true;
-                }
-                ChatEvent::End => self.ended = true,
-                ChatEvent::Start { .. } | ChatEvent::Signature { .. } | ChatEvent::PartEnd { .. } => {}
+    /// Passes a frame on that is not translated, where its last event is known.
+    fn pass_on(&mut self, frame: &Frame<'_>, last: Option<&ChatEvent>) {
+        let Way::Framed(reframer) = &mut self.way else { return };
+        match last {
+            // What the hosting service says itself is not in the words of the format.
+            Some(ChatEvent::Error(failure)) if frame.event.is_some_and(|event| event.starts_with(EXCEPTION)) => {
+                self.tell_error(failure);
             }
-            if !self.passing {
-                self.encoder.encode(event, &mut self.out);
+            _ => reframer.write(frame, &mut self.out),
+        }
+    }
+
+    /// Sees every event before it is sent.
+    fn tell(&mut self, event: &ChatEvent) {
+        match event {
+            ChatEvent::PartStart { kind: PartKind::Text | PartKind::Reasoning | PartKind::Refusal, .. } => {}
+            ChatEvent::PartStart { .. } => self.content = true,
+            ChatEvent::Delta { text, .. } => self.content |= !text.is_empty(),
+            // A model may say nothing and be done.
+            ChatEvent::Stop { stop, .. } => {
+                self.stop = Some(*stop);
+                self.content = true;
             }
+            ChatEvent::Usage(usage) => self.usage.get_or_insert_default().absorb(usage),
+            ChatEvent::Error(failure) => {
+                self.failure = Some(failure.clone());
+                self.ended = true;
+            }
+            ChatEvent::End => self.ended = true,
+            ChatEvent::Start { .. } | ChatEvent::Signature { .. } | ChatEvent::PartEnd { .. } => {}
+        }
+        if let Way::Translated = self.way {
+            self.encoder.encode(event, &mut self.out);
         }
     }
 
     /// The provider's stream is over.
     fn finish(&mut self) {
+        self.over = true;
         let mut deframer = std::mem::replace(&mut self.deframer, Box::new(Nothing));
         let rest = deframer.finish(&mut |frame| self.frame(&frame));
         self.deframer = deframer;
         if rest.is_err() {
             self.break_off("the provider's answer broke off");
         }
-        if self.ended {
-            return;
+        if !self.ended {
+            let mut events = Vec::new();
+            self.decoder.finish(&mut events);
+            events.iter().for_each(|event| self.tell(event));
+            if let (Way::Raw | Way::Framed(_), Some(ChatEvent::Error(failure))) = (&self.way, events.last()) {
+                self.tell_error(&failure.clone());
+            }
         }
-        let mut events = Vec::new();
-        self.decoder.finish(&mut events);
-        self.observe(&events);
-        if let (true, Some(ChatEvent::Error(failure))) = (self.passing, events.last()) {
-            self.encoder.encode(&ChatEvent::Error(failure.clone()), &mut self.out);
+        if let Way::Framed(reframer) = &mut self.way {
+            reframer.finish(&mut self.out);
         }
     }
 
@@ -232,8 +257,20 @@ impl Relay {
             return;
         }
         let failure = Failure::new(FailureKind::Server, why);
-        self.encoder.encode(&ChatEvent::Error(failure.clone()), &mut self.out);
+        self.tell_error(&failure);
         self.failure = Some(failure);
+    }
+
+    /// Writes an error of which the provider has sent nothing that the caller would understand.
+    fn tell_error(&mut self, failure: &Failure) {
+        match &mut self.way {
+            Way::Framed(reframer) if self.caller.framing() == Framing::JsonArray => {
+                let body = self.caller.encode_failure(failure, "");
+                reframer.write(&Frame { event: None, data: &body }, &mut self.out);
+                reframer.finish(&mut self.out);
+            }
+            _ => self.encoder.encode(&ChatEvent::Error(failure.clone()), &mut self.out),
+        }
     }
 }
 
@@ -249,35 +286,23 @@ impl Deframer for Nothing {
     }
 }
 
-fn failed(failure: Failure) -> Ended {
-    let again = !matches!(failure.kind, FailureKind::InvalidRequest | FailureKind::TooLarge);
-    Ended::Failed { failure, again, retry_after: None, about_key: false }
-}
-
 /// Sends the head of the caller's answer.
-async fn begin(
-    attempt: &Attempt<'_>,
-    session: &mut Session,
-    ctx: &mut Context,
-    call: &Call<'_>,
-) -> pingora::Result<()> {
+async fn begin(serving: &mut Serving<'_>, ask: &Ask<'_>) -> pingora::Result<()> {
     let mut head = ResponseHeader::build(200, Some(10))?;
-    head.insert_header(CONTENT_TYPE, HeaderValue::from_static(call.caller.framing().content_type()))?;
+    head.insert_header(CONTENT_TYPE, HeaderValue::from_static(serving.call.caller.framing().content_type()))?;
     head.insert_header(CACHE_CONTROL, HeaderValue::from_static("no-cache"))?;
     head.insert_header(X_ACCEL_BUFFERING, HeaderValue::from_static("no"))?;
-    head.insert_header(X_REQUEST_ID, ctx.exchange.request_id.clone())?;
-    if session.req_header().version == Version::HTTP_11 {
+    head.insert_header(X_REQUEST_ID, serving.ctx.exchange.request_id.clone())?;
+    if serving.session.req_header().version == Version::HTTP_11 {
         head.insert_header(TRANSFER_ENCODING, HeaderValue::from_static("chunked"))?;
     }
-    if let Some((name, value)) = dropped_header(&attempt.dropped) {
+    if let Some((name, value)) = dropped_header(&ask.dropped) {
         head.insert_header(name, value)?;
     }
-    if let Some(record) = &ctx.exchange.ai {
-        for (name, value) in told(record) {
-            head.insert_header(name, value)?;
-        }
+    for (name, value) in serving.record().map(|record| told(record)).into_iter().flatten() {
+        head.insert_header(name, value)?;
     }
-    ctx.exchange.status = 200;
-    filter_response(session, ctx, &mut head);
-    session.write_response_header(Box::new(head), false).await.map_err(|error| error.into_down())
+    serving.ctx.exchange.status = 200;
+    filter_response(serving.session, serving.ctx, &mut head);
+    serving.session.write_response_header(Box::new(head), false).await.map_err(|error| error.into_down())
 }

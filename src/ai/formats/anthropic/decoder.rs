@@ -5,8 +5,6 @@
 
 use std::borrow::Cow;
 
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 
@@ -15,8 +13,8 @@ use super::failure::ErrorObject;
 use super::usage::Usage;
 use crate::ai::chat::{ChatEvent, Failure, FailureKind, PartKind, Stop};
 use crate::ai::formats::{EventDecoder, bedrock, tolerant};
-use crate::ai::stream::Frame;
 use crate::ai::stream::event_stream::EXCEPTION;
+use crate::ai::stream::{Frame, reframe};
 
 /// Blocks that are open at one time. Real providers open one; a hostile one opens no more than it takes to look through.
 const MOST_OPEN: usize = 256;
@@ -95,26 +93,16 @@ struct Delta<'e> {
     stop_details: Option<StopDetails>,
 }
 
-/// What Bedrock wraps an event into.
-#[derive(Deserialize)]
-struct Chunk<'e> {
-    #[serde(borrow)]
-    bytes: Cow<'e, str>,
-}
-
 impl EventDecoder for Decoder {
     fn decode(&mut self, frame: &Frame<'_>, events: &mut Vec<ChatEvent>) {
         if self.ended {
             return;
         }
         match frame.event {
-            Some("chunk") => {
-                let wrapped = serde_json::from_slice::<Chunk<'_>>(frame.data).ok();
-                match wrapped.and_then(|chunk| BASE64_STANDARD.decode(chunk.bytes.as_bytes()).ok()) {
-                    Some(event) => self.event(None, &event, events),
-                    None => self.unreadable(events),
-                }
-            }
+            Some(reframe::WRAPPED) => match reframe::unwrapped(frame.data) {
+                Some(event) => self.event(None, &event, events),
+                None => self.unreadable(events),
+            },
             Some(name) if name.starts_with(EXCEPTION) => {
                 self.fail(bedrock::exception(&name[EXCEPTION.len()..], frame.data), events);
             }

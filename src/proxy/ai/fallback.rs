@@ -1,0 +1,123 @@
+//! From target to target, until one has answered or none is left that may.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Serving;
+use super::attempt::{Ask, Attempt, Opened};
+use super::failed::{Failed, may_be_tried_again};
+use super::refusal::Refusal;
+use super::{stream, whole};
+use crate::ai::chat::{Failure, FailureKind};
+use crate::ai::keys::{self, Key};
+use crate::ai::targets::{self, Target};
+use crate::proxy::tunnel::unless_client_leaves;
+use crate::snapshot::ai::{Models, Provider, Virtual};
+
+/// Answers the caller. The error means that it is gone.
+pub async fn answer(serving: &mut Serving<'_>, model: &Virtual) -> pingora::Result<()> {
+    let mut tried = Tried::default();
+    for _ in 0..model.attempts {
+        let Some((provider, target, key)) = tried.next(&serving.ai.models, model) else { break };
+        let ask = match Ask::prepare(provider, target, key, &mut serving.call, model) {
+            Ok(ask) => ask,
+            // What one provider cannot be asked another may be.
+            Err(failure) => {
+                tried.cannot(target, failure);
+                continue;
+            }
+        };
+        let failed = match attempt(serving, ask).await? {
+            None => return Ok(()),
+            Some(failed) => failed,
+        };
+        let again = failed.again;
+        tried.failed(model, provider, target, key, failed);
+        if !again {
+            break;
+        }
+    }
+    let refusal = tried.last.unwrap_or_else(|| nobody(&serving.ai.models, model));
+    serving.refuse(&refusal).await
+}
+
+/// One attempt; `None` if the caller has its answer, or what could be sent of it.
+async fn attempt(serving: &mut Serving<'_>, ask: Ask<'_>) -> pingora::Result<Option<Failed>> {
+    let mut attempt = match Attempt::begin(ask, serving) {
+        Ok(attempt) => attempt,
+        Err(failed) => return Ok(Some(failed)),
+    };
+    let opened = unless_client_leaves(serving.session, attempt.open(serving.proxy, &serving.call)).await;
+    attempt.note(serving.ctx);
+    let ended = match opened {
+        Ok(Ok(Opened::Whole(answer))) => whole::send(serving, &attempt, answer).await,
+        Ok(Ok(Opened::Stream(relay))) => stream::send(serving, &mut attempt, *relay).await.map(|()| None),
+        Ok(Err(failed)) => Ok(Some(failed)),
+        Err(gone) => Err(gone),
+    };
+    attempt.close(serving.proxy).await;
+    if let Ok(Some(failed)) = &ended {
+        let (ask, message) = (&attempt.ask, &failed.failure.message);
+        log::debug!(
+            "request {:?}: {} {}: {message}",
+            serving.ctx.exchange.request_id,
+            ask.provider.name,
+            ask.target.model
+        );
+        if may_be_tried_again(failed.failure.kind) {
+            ask.target.state.failed();
+        }
+    }
+    ended
+}
+
+/// What has been tried for a call.
+#[derive(Default)]
+struct Tried {
+    keys: Vec<Arc<str>>,
+    given_up: Vec<Target>,
+    last: Option<Refusal>,
+}
+
+impl Tried {
+    /// Who is asked next, and with which key.
+    fn next<'m>(&self, models: &'m Models, model: &'m Virtual) -> Option<(&'m Provider, &'m Target, Option<&'m Key>)> {
+        let usable = |target: &Target| {
+            !self.given_up.iter().any(|other| other.provider == target.provider && other.model == target.model)
+                && models.provider(&target.provider).is_some_and(|provider| payable(provider, target, &self.keys))
+        };
+        let target = targets::choose(&model.targets, model.strategy, usable)?;
+        let provider = models.provider(&target.provider)?;
+        Some((provider, target, keys::choose(&provider.keys, &target.model, &self.keys)))
+    }
+
+    /// A target cannot be asked for this at all.
+    fn cannot(&mut self, target: &Target, failure: Failure) {
+        self.given_up.push(target.clone());
+        self.last = Some(failure.into());
+    }
+
+    /// An attempt has failed.
+    fn failed(&mut self, model: &Virtual, provider: &Provider, target: &Target, key: Option<&Key>, failed: Failed) {
+        match (failed.about_key, key) {
+            (true, Some(key)) if provider.keys.len() > 1 => self.keys.push(key.name.clone()),
+            // Another try at the same one helps only where there is no other and nothing was said against it.
+            _ if model.targets.len() > 1 || !failed.again || failed.about_key => self.given_up.push(target.clone()),
+            _ => {}
+        }
+        self.last = Some(failed.into());
+    }
+}
+
+/// Whether there is a key for a target, or it needs none.
+fn payable(provider: &Provider, target: &Target, tried: &[Arc<str>]) -> bool {
+    provider.keys.is_empty() || keys::choose(&provider.keys, &target.model, tried).is_some()
+}
+
+/// Every key rests: asking again makes sense when the first of them has rested.
+fn nobody(models: &Models, model: &Virtual) -> Refusal {
+    let rest = |target: &Target| keys::first_rested(&models.provider(&target.provider)?.keys, &target.model);
+    let failure = Failure::new(FailureKind::Overloaded, "no provider of this model can be asked at the moment");
+    let rested = model.targets.iter().filter(|target| target.weight > 0).filter_map(rest).min();
+    Refusal { failure, retry_after: rested.map(|rest| rest.max(Duration::from_secs(1))) }
+}

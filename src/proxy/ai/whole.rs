@@ -1,0 +1,53 @@
+//! An answer that came whole, on its way to the caller.
+
+use bytes::Bytes;
+use http::StatusCode;
+use http::header::CONTENT_TYPE;
+
+use super::attempt::Attempt;
+use super::failed::Failed;
+use super::{JSON, Serving, dropped_header, told};
+use crate::ai::chat::{ChatAnswer, FailureKind, Stop};
+use crate::ai::usage;
+use crate::filters::filter::Answer;
+use crate::proxy::answer;
+
+/// A whole answer: what it says, and how the provider wrote it.
+pub struct Whole {
+    pub answer: ChatAnswer,
+    pub body: Bytes,
+}
+
+/// Sends an answer; or a failure if it is none that the caller shall have.
+pub async fn send(serving: &mut Serving<'_>, attempt: &Attempt<'_>, whole: Whole) -> pingora::Result<Option<Failed>> {
+    if let Err(failed) = before(attempt, &whole) {
+        return Ok(Some(failed));
+    }
+    let ask = &attempt.ask;
+    ask.target.state.began(attempt.started.elapsed());
+    let mut dropped = ask.dropped.clone();
+    let body = match (ask.passing, serving.call.decoded()) {
+        (true, _) => whole.body,
+        (false, Ok(request)) => serving.call.caller.encode_answer(&whole.answer, request, &mut dropped).into(),
+        (false, Err(failure)) => return Ok(Some(failure.into())),
+    };
+    let mut headers = vec![(CONTENT_TYPE, JSON)];
+    headers.extend(dropped_header(&dropped));
+    if let Some(record) = serving.record() {
+        usage::settle(record, &ask.provider.spec, &ask.target.model, whole.answer.usage.as_ref());
+        record.finish = whole.answer.choices.first().map(|choice| choice.stop.name());
+        headers.extend(told(record));
+    }
+    answer::send(serving.session, serving.ctx, Answer { status: StatusCode::OK, headers, body }).await?;
+    Ok(None)
+}
+
+/// Sees every whole answer before it is sent.
+fn before(attempt: &Attempt<'_>, whole: &Whole) -> Result<(), Failed> {
+    let filtered = || whole.answer.choices.iter().all(|choice| choice.stop == Stop::Filtered);
+    if attempt.ask.fallback_on_filter && filtered() {
+        let failed = Failed::new(FailureKind::ContentFilter, "the provider's filter refused to answer");
+        return Err(Failed { again: true, ..failed });
+    }
+    Ok(())
+}
