@@ -14,4 +14,5 @@ pub mod retry_after;
 pub mod stream;
 pub mod targets;
 pub mod tool_ids;
+mod traced;
 pub mod usage;

@@ -35,6 +35,9 @@ pub fn record(proxy: &Proxy, session: &mut Session, error: Option<&pingora::Erro
     ctx.controls.held.clear();
     let exchange = &mut ctx.exchange;
     exchange.duration = exchange.started.elapsed();
+    if let Some(call) = &mut exchange.ai {
+        call.duration = call.started.map(|started| started.elapsed());
+    }
     exchange.request_bytes = session.body_bytes_read() as u64;
     exchange.response_bytes = session.body_bytes_sent() as u64;
     if let Some(head) = session.response_written() {

@@ -50,6 +50,8 @@ pub struct Name {
 pub struct Provider {
     pub name: Arc<str>,
     pub spec: Arc<ProviderSpec>,
+    /// What OpenTelemetry calls it.
+    pub otel_name: Arc<str>,
     /// In the order in which they are preferred for calls of other formats.
     endpoints: Box<[(Endpoint, Arc<Origin>)]>,
     pub keys: Box<[Key]>,
@@ -307,7 +309,8 @@ impl Compiler<'_> {
             };
             self.problems.add(&path, format!("{} wants a key{usual}", spec.title));
         }
-        Some(Provider { name, spec, endpoints, keys })
+        let otel_name = spec.otel_name().into();
+        Some(Provider { name, spec, otel_name, endpoints, keys })
     }
 
     fn endpoints(

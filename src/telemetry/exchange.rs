@@ -110,8 +110,12 @@ pub struct AiCall {
     /// The caller's dialect.
     pub format: &'static str,
     pub stream: bool,
+    /// What is asked for, in OpenTelemetry's words (`gen_ai.operation.name`).
+    pub operation: &'static str,
     /// Of the last attempt.
     pub provider: Arc<str>,
+    /// What OpenTelemetry calls the provider (`gen_ai.provider.name`).
+    pub provider_kind: Arc<str>,
     /// The provider's name of the model, of the last attempt.
     pub model: Arc<str>,
     /// Which of the provider's keys, by its place in the configuration.
@@ -121,11 +125,31 @@ pub struct AiCall {
     pub started: Option<Instant>,
     /// From then to the first content of a streamed answer.
     pub first_token: Option<Duration>,
+    /// From `started` to the end.
+    pub duration: Option<Duration>,
     pub tokens: Option<Tokens>,
     /// Nano-dollars; `None` if the price or the tokens are unknown.
     pub cost: Option<u64>,
     /// Why the answer ended, in OpenAI's words.
     pub finish: Option<&'static str>,
+    /// Only of calls whose trace is sampled.
+    pub traced: Option<Box<TracedCall>>,
+}
+
+/// What only traces tell of a call: its parameters, and how the provider identifies the answer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct TracedCall {
+    pub max_tokens: Option<u64>,
+    pub temperature: Option<f64>,
+    pub top_p: Option<f64>,
+    pub top_k: Option<u64>,
+    pub seed: Option<i64>,
+    pub frequency_penalty: Option<f64>,
+    pub presence_penalty: Option<f64>,
+    pub choices: Option<u64>,
+    pub stop_sequences: Vec<String>,
+    pub response_id: Option<String>,
+    pub response_model: Option<String>,
 }
 
 /// Tokens as the provider bills them: those of the cache are part of `input`, those of reasoning of `output`.
@@ -140,7 +164,7 @@ pub struct Tokens {
 
 impl AiCall {
     pub fn new(requested: &str, format: &'static str, stream: bool) -> AiCall {
-        AiCall { requested: requested.into(), format, stream, ..AiCall::default() }
+        AiCall { requested: requested.into(), format, stream, operation: "chat", ..AiCall::default() }
     }
 }
 

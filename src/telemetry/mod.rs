@@ -185,6 +185,18 @@ impl Observation {
         }
     }
 
+    /// Notes that the attempt under way asks a model, by what OpenTelemetry calls the provider.
+    pub fn attempt_asks(&mut self, provider_kind: &Arc<str>, model: &Arc<str>) {
+        if let Some(trace) = &mut self.trace {
+            trace.attempt_asks(provider_kind, model);
+        }
+    }
+
+    /// Whether the trace of this request is recorded.
+    pub fn is_sampled(&self) -> bool {
+        self.trace.as_ref().is_some_and(|trace| trace.is_sampled())
+    }
+
     /// Puts the trace context into what is about to be sent to the target. Without traces it changes nothing: a context
     /// that the client sent passes as it is.
     pub fn propagate(&self, head: &mut RequestHeader) {

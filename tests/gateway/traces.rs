@@ -237,3 +237,99 @@ async fn spans_are_delivered_before_the_process_leaves() {
     assert!(site.gateway.exit(PATIENCE).await.is_some());
     assert_eq!(site.spans(2).await.len(), 2);
 }
+
+/// Two providers of OpenAI's format, of which the first fails.
+const MODELS: &str = "
+tracing: { endpoint: 'http://{{collector}}/v1/traces', interval: 50ms }
+consumers: { mobile: { credentials: [{ api_key: { hash: '{{hash}}' } }] } }
+services:
+  ai:
+    routes: { all: { match: { path_prefix: / }, backend: { ai: {} } } }
+    filters: [{ api_key: {} }]
+ai:
+  providers:
+    first: { provider: openai, base_urls: { openai_chat: 'http://{{down}}/v1' }, keys: [{ secret: env:KEY }] }
+    second: { provider: mistral, base_urls: { openai_chat: 'http://{{origin}}/v1' }, keys: [{ secret: env:KEY }] }
+  models:
+    smart: { strategy: in_order, targets: [{ model: first/gpt-4o }, { model: second/mistral-large-latest }] }
+";
+
+#[tokio::test]
+async fn a_call_of_a_model_is_traced_and_counted_by_the_conventions_for_generative_ai() {
+    let collector = Origin::start(|_| Reply::with(200, &[("Content-Type", "application/x-protobuf")], "")).await;
+    let down = Origin::start(|_| Reply::with(500, &[], "{}")).await;
+    let origin = Origin::start(|_| {
+        let chunk = |more: &str| {
+            format!(
+                "data: {{\"id\":\"cmpl-7\",\"object\":\"chat.completion.chunk\",\"created\":1,\"model\":\"large-2\",{more}}}\n\n"
+            )
+        };
+        let parts = [
+            chunk(r#""choices":[{"index":0,"delta":{"role":"assistant","content":"Hello"},"finish_reason":null}]"#),
+            chunk(r#""choices":[{"index":0,"delta":{},"finish_reason":"stop"}]"#),
+            chunk(r#""choices":[],"usage":{"prompt_tokens":50,"completion_tokens":20,"total_tokens":70}"#),
+            "data: [DONE]\n\n".to_owned(),
+        ];
+        let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+        Reply::chunked(&[("Content-Type", "text/event-stream")], &parts, &[])
+    })
+    .await;
+    let key = "k-e-y";
+    let gateway = Gateway::builder(MODELS)
+        .origin(&origin)
+        .with("down", down.address)
+        .with("collector", collector.address)
+        .with("hash", crate::support::gateway::key_hash(key))
+        .environment("KEY", "sk-1")
+        .start()
+        .await;
+    let site = Site { collector, origin, gateway };
+    let body = r#"{"model":"smart","messages":[{"role":"user","content":"my secret"}],"stream":true,"max_tokens":9,"temperature":0.5,"stop":["X"]}"#;
+    let call = Call::post("/v1/chat/completions", body)
+        .header("X-Api-Key", key)
+        .header("traceparent", &format!("00-{TRACE}-{PARENT}-01"));
+    assert_eq!(site.gateway.call(&call).await.status, 200);
+
+    let spans = site.spans(3).await;
+    let named = |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{name}: {spans:#?}"));
+    let (first, second) = (named("chat gpt-4o"), named("chat mistral-large-latest"));
+    assert_eq!((first.kind, second.kind), (SpanKind::Client as i32, SpanKind::Client as i32));
+    let of = |span, key: &str| attribute(span, key).unwrap_or_else(|| panic!("{key}: {span:#?}"));
+    assert_eq!((of(first, "gen_ai.provider.name"), of(first, "error.type")), ("openai".into(), "500".into()));
+    assert_eq!(attribute(first, "gen_ai.usage.input_tokens"), None, "it has answered nothing");
+    for (key, value) in [
+        ("gen_ai.operation.name", "chat"),
+        ("gen_ai.provider.name", "mistral_ai"),
+        ("gen_ai.request.model", "mistral-large-latest"),
+        ("gen_ai.request.max_tokens", "9"),
+        ("gen_ai.request.temperature", "DoubleValue(0.5)"),
+        ("gen_ai.request.stream", "BoolValue(true)"),
+        ("gen_ai.response.id", "cmpl-7"),
+        ("gen_ai.response.model", "large-2"),
+        ("gen_ai.usage.input_tokens", "50"),
+        ("gen_ai.usage.output_tokens", "20"),
+        ("headgate.ai.requested_model", "smart"),
+    ] {
+        assert_eq!(of(second, key), value, "{key}");
+    }
+    assert!(of(second, "gen_ai.response.finish_reasons").contains("stop"));
+    assert!(of(second, "gen_ai.request.stop_sequences").contains('X'));
+    assert!(of(second, "gen_ai.response.time_to_first_chunk").starts_with("DoubleValue(0."));
+    assert!(!format!("{spans:?}").contains("my secret"), "what is said is nobody's business");
+
+    let labels = [
+        ("provider", "second"),
+        ("gen_ai_provider_name", "mistral_ai"),
+        ("gen_ai_request_model", "mistral-large-latest"),
+        ("gen_ai_operation_name", "chat"),
+    ];
+    let count = |name: &'static str| site.gateway.metric(name, &labels);
+    assert_eq!(count("gen_ai_client_operation_duration_seconds_count").await, 1.0);
+    assert_eq!(count("gen_ai_server_time_to_first_token_seconds_count").await, 1.0);
+    assert_eq!(count("gen_ai_server_time_per_output_token_seconds_count").await, 1.0);
+    let tokens = |kind| [labels[0], labels[1], labels[2], labels[3], ("gen_ai_token_type", kind)];
+    assert_eq!(site.gateway.metric("gen_ai_client_token_usage_sum", &tokens("input")).await, 50.0);
+    assert_eq!(site.gateway.metric("gen_ai_client_token_usage_sum", &tokens("output")).await, 20.0);
+    let consumer = [("consumer", "mobile"), ("type", "output")];
+    assert_eq!(site.gateway.metric("headgate_ai_consumer_tokens_total", &consumer).await, 20.0);
+}

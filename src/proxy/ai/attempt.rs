@@ -154,6 +154,7 @@ impl<'a> Attempt<'a> {
         if let Some(record) = &mut ctx.exchange.ai {
             record.attempts += 1;
             record.provider = ask.provider.name.clone();
+            record.provider_kind = ask.provider.otel_name.clone();
             record.model = ask.target.model.clone();
             record.key = ask.key.map(|key| key.name.clone());
         }
@@ -167,6 +168,7 @@ impl<'a> Attempt<'a> {
         let mut head = head.ok_or_else(|| Failed::new(FailureKind::Server, "the request could not be written"))?;
         if let Some(observation) = &mut ctx.observation {
             observation.attempt_started(&ask.origin.metrics, pick.target().name(), started);
+            observation.attempt_asks(&ask.provider.otel_name, &ask.target.model);
             observation.propagate(&mut head);
         }
         let peer = pick.target().peer(&Timeouts::default());

@@ -12,7 +12,8 @@ use crate::error::Reason;
 use crate::proxy::context::Context;
 use crate::proxy::{Proxy, answer};
 use crate::snapshot::ai::{AiBackend, Resolved};
-use crate::telemetry::exchange::AiCall;
+use crate::telemetry::Observation;
+use crate::telemetry::exchange::{AiCall, TracedCall};
 
 /// Answers a chat call.
 pub async fn answer(
@@ -47,10 +48,13 @@ pub async fn answer(
 
 /// What is settled before any provider is asked: who may answer, and whether anybody shall.
 fn before<'s>(serving: &mut Serving<'s>) -> Result<Resolved<'s>, Refusal> {
-    let (ai, call) = (serving.ai, &serving.call);
+    let (ai, call) = (serving.ai, &mut serving.call);
     let found = ai.allows(&call.name).then(|| ai.models.resolve(&call.name)).flatten();
     let model = found.ok_or_else(|| no_such_model(&call.name))?;
     let record = AiCall::new(&call.name, call.format.name(), call.stream);
-    serving.ctx.exchange.ai = Some(Box::new(AiCall { started: Some(Instant::now()), ..record }));
+    let sampled = serving.ctx.observation.as_ref().is_some_and(Observation::is_sampled);
+    // A call that cannot be read is refused by whoever has to read it.
+    let traced = sampled.then(|| Box::new(call.request().map(TracedCall::from).unwrap_or_default()));
+    serving.ctx.exchange.ai = Some(Box::new(AiCall { started: Some(Instant::now()), traced, ..record }));
     Ok(model)
 }

@@ -41,6 +41,9 @@ pub async fn send(serving: &mut Serving<'_>, attempt: &mut Attempt<'_>, mut rela
     if let Some(record) = serving.record() {
         usage::settle(record, &attempt.ask.provider.spec, &attempt.ask.target.model, relay.usage.as_ref());
         record.finish = relay.stop.map(Stop::name);
+        if let (Some(traced), Some((id, model))) = (&mut record.traced, relay.identity) {
+            (traced.response_id, traced.response_model) = (Some(id), Some(model));
+        }
     }
     sent
 }
@@ -87,6 +90,8 @@ pub struct Relay {
     failure: Option<Failure>,
     usage: Option<Usage>,
     stop: Option<Stop>,
+    /// The provider's id of the answer and name of the model.
+    identity: Option<(String, String)>,
 }
 
 impl Relay {
@@ -134,6 +139,7 @@ impl Relay {
             failure: None,
             usage: None,
             stop: None,
+            identity: None,
         })
     }
 
@@ -222,7 +228,8 @@ impl Relay {
                 self.ended = true;
             }
             ChatEvent::End => self.ended = true,
-            ChatEvent::Start { .. } | ChatEvent::Signature { .. } | ChatEvent::PartEnd { .. } => {}
+            ChatEvent::Start { id, model, .. } => self.identity = Some((id.clone(), model.clone())),
+                ChatEvent::Signature { .. } | ChatEvent::PartEnd { .. } => {}
         }
         if let Way::Translated = self.way {
             self.encoder.encode(event, &mut self.out);

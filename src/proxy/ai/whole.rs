@@ -36,6 +36,9 @@ pub async fn send(serving: &mut Serving<'_>, attempt: &Attempt<'_>, whole: Whole
     if let Some(record) = serving.record() {
         usage::settle(record, &ask.provider.spec, &ask.target.model, whole.answer.usage.as_ref());
         record.finish = whole.answer.choices.first().map(|choice| choice.stop.name());
+        if let Some(traced) = &mut record.traced {
+            (traced.response_id, traced.response_model) = (Some(whole.answer.id), Some(whole.answer.model));
+        }
         headers.extend(told(record));
     }
     answer::send(serving.session, serving.ctx, Answer { status: StatusCode::OK, headers, body }).await?;

@@ -25,10 +25,42 @@ pub struct Durations {
     buckets: [AtomicU64; BOUNDS.len() + 1],
 }
 
-/// All shards of a histogram added up.
-pub struct DurationTotals {
-    pub buckets: [u64; BOUNDS.len() + 1],
-    pub sum_seconds: f64,
+/// A histogram that has been read: what all its shards come to.
+pub struct Totals {
+    /// Upper bounds of the buckets, in the unit of the metric.
+    pub bounds: Vec<f64>,
+    /// Not cumulative; one more than there are bounds.
+    pub buckets: Vec<u64>,
+    pub sum: f64,
+}
+
+/// A histogram of whatever is counted in whole numbers, with bounds of its own.
+pub struct Histogram {
+    bounds: &'static [u64],
+    sum: AtomicU64,
+    buckets: Box<[AtomicU64]>,
+}
+
+impl Histogram {
+    pub fn new(bounds: &'static [u64]) -> Histogram {
+        let buckets = (0..=bounds.len()).map(|_| AtomicU64::new(0)).collect();
+        Histogram { bounds, sum: AtomicU64::new(0), buckets }
+    }
+
+    pub fn observe(&self, amount: u64) {
+        let bucket = self.bounds.partition_point(|bound| *bound < amount);
+        self.buckets[bucket].fetch_add(1, Ordering::Relaxed);
+        self.sum.fetch_add(amount, Ordering::Relaxed);
+    }
+
+    /// `of_one`: how many of what was counted are one of the metric's unit.
+    pub fn totals(&self, of_one: f64) -> Totals {
+        Totals {
+            bounds: self.bounds.iter().map(|bound| *bound as f64 / of_one).collect(),
+            buckets: self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed)).collect(),
+            sum: self.sum.load(Ordering::Relaxed) as f64 / of_one,
+        }
+    }
 }
 
 impl Durations {
@@ -40,13 +72,14 @@ impl Durations {
         self.sum_micros.fetch_add(micros, Ordering::Relaxed);
     }
 
-    pub fn total<'a>(shards: impl Iterator<Item = &'a Durations>) -> DurationTotals {
-        let mut total = DurationTotals { buckets: [0; BOUNDS.len() + 1], sum_seconds: 0.0 };
+    pub fn total<'a>(shards: impl Iterator<Item = &'a Durations>) -> Totals {
+        let bounds = BOUNDS.iter().map(|bound| *bound as f64 / 1e6).collect();
+        let mut total = Totals { bounds, buckets: vec![0; BOUNDS.len() + 1], sum: 0.0 };
         for shard in shards {
             for (sum, bucket) in total.buckets.iter_mut().zip(&shard.buckets) {
                 *sum += bucket.load(Ordering::Relaxed);
             }
-            total.sum_seconds += shard.sum_micros.load(Ordering::Relaxed) as f64 / 1e6;
+            total.sum += shard.sum_micros.load(Ordering::Relaxed) as f64 / 1e6;
         }
         total
     }

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use prometheus::core::Desc;
 use prometheus::proto::{self, LabelPair, MetricFamily, MetricType};
 
-use super::counts::{BOUNDS, DurationTotals};
+use super::counts::Totals;
 
 /// One family of metrics.
 #[derive(Debug)]
@@ -90,8 +90,24 @@ families! {
         "What calls have cost, where it is known.";
     AI_UNPRICED = "headgate_ai_unpriced_calls_total", COUNTER, ["provider", "model"],
         "Answered calls whose cost is unknown.";
-    AI_FIRST_TOKEN = "headgate_ai_first_token_seconds", HISTOGRAM, ["provider", "model"],
+    AI_CONSUMER_CALLS = "headgate_ai_consumer_calls_total", COUNTER, ["consumer"],
+        "Finished calls of models, by who called; the thousand first are counted by name.";
+    AI_CONSUMER_TOKENS = "headgate_ai_consumer_tokens_total", COUNTER, ["consumer", "type"],
+        "Tokens of these calls: `input` and `output`.";
+    AI_CONSUMER_COST = "headgate_ai_consumer_cost_dollars_total", COUNTER, ["consumer"],
+        "What these calls have cost, where it is known.";
+    GEN_AI_TOKENS = "gen_ai_client_token_usage", HISTOGRAM,
+        ["provider", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_operation_name", "gen_ai_token_type"],
+        "Tokens of a call, by the semantic conventions of OpenTelemetry.";
+    GEN_AI_DURATION = "gen_ai_client_operation_duration_seconds", HISTOGRAM,
+        ["provider", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_operation_name"],
+        "Time from a call to the end of its answer, all attempts included.";
+    GEN_AI_FIRST_TOKEN = "gen_ai_server_time_to_first_token_seconds", HISTOGRAM,
+        ["provider", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_operation_name"],
         "Time from a call to the first content of its streamed answer.";
+    GEN_AI_PER_TOKEN = "gen_ai_server_time_per_output_token_seconds", HISTOGRAM,
+        ["provider", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_operation_name"],
+        "Time for each token of a streamed answer after its first content.";
     CONNECTIONS_ACTIVE = "headgate_connections_active", GAUGE, ["listener"],
         "Open connections of clients.";
     CONNECTIONS_ACCEPTED = "headgate_connections_accepted_total", COUNTER, ["listener"],
@@ -192,25 +208,20 @@ impl Gathered {
         self.push(family, metric);
     }
 
-    pub(super) fn histogram(
-        &mut self,
-        family: &'static Family,
-        labels: &[(&'static str, &str)],
-        totals: DurationTotals,
-    ) {
+    pub(super) fn histogram(&mut self, family: &'static Family, labels: &[(&'static str, &str)], totals: Totals) {
         let mut cumulative = 0;
-        let mut buckets = Vec::with_capacity(BOUNDS.len());
-        for (bound, count) in BOUNDS.iter().zip(&totals.buckets) {
+        let mut buckets = Vec::with_capacity(totals.bounds.len());
+        for (bound, count) in totals.bounds.iter().zip(&totals.buckets) {
             cumulative += count;
             let mut bucket = proto::Bucket::default();
-            bucket.set_upper_bound(*bound as f64 / 1e6);
+            bucket.set_upper_bound(*bound);
             bucket.set_cumulative_count(cumulative);
             buckets.push(bucket);
         }
         let mut histogram = proto::Histogram::default();
         histogram.set_bucket(buckets);
         histogram.set_sample_count(totals.buckets.iter().sum());
-        histogram.set_sample_sum(totals.sum_seconds);
+        histogram.set_sample_sum(totals.sum);
         let mut metric = labelled(family, labels);
         metric.set_histogram(histogram);
         self.push(family, metric);

@@ -285,7 +285,7 @@ impl Metrics {
     pub fn request_finished(&self, route: Option<&RouteMetrics>, method: &Method, exchange: &Exchange) {
         route.unwrap_or(&self.unrouted).record(method, exchange);
         if let Some(call) = &exchange.ai {
-            self.shared.models.record(call);
+            self.shared.models.record(call, exchange.consumer().map(|consumer| consumer.name()));
         }
         if let Some(reason) = exchange.reason {
             self.shared.totals.local().answers[reason as usize].fetch_add(1, Ordering::Relaxed);

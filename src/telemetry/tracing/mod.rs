@@ -136,6 +136,8 @@ struct Attempt {
     target: Arc<str>,
     at: SystemTime,
     started: Instant,
+    /// The provider, as OpenTelemetry calls it, and the model, if it asks one.
+    asks: Option<(Arc<str>, Arc<str>)>,
     /// How it ended, after which time, and with which status if it was answered.
     end: Option<(Outcome, std::time::Duration, Option<u16>)>,
 }
@@ -153,7 +155,13 @@ impl Trace {
     pub fn attempt_started(&mut self, target: &Arc<str>) {
         if self.sampled {
             let (at, started) = (SystemTime::now(), Instant::now());
-            self.attempts.push(Attempt { span: SpanId::random(), target: target.clone(), at, started, end: None });
+            self.attempts.push(Attempt { span: SpanId::random(), target: target.clone(), at, started, asks: None, end: None });
+        }
+    }
+
+    pub fn attempt_asks(&mut self, provider_kind: &Arc<str>, model: &Arc<str>) {
+        if let Some(attempt) = self.attempts.last_mut() {
+            attempt.asks = Some((provider_kind.clone(), model.clone()));
         }
     }
 

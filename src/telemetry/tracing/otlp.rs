@@ -12,7 +12,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Uri};
 use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
-use opentelemetry_proto::tonic::common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value};
+use opentelemetry_proto::tonic::common::v1::{AnyValue, ArrayValue, InstrumentationScope, KeyValue, any_value};
 use opentelemetry_proto::tonic::resource::v1::Resource;
 use opentelemetry_proto::tonic::trace::v1::span::SpanKind;
 use opentelemetry_proto::tonic::trace::v1::status::StatusCode;
@@ -28,6 +28,7 @@ use tokio::time::{sleep, sleep_until, timeout};
 use super::{Attempt, Trace};
 use crate::config::Problems;
 use crate::config::telemetry::{HeaderText, Tracing as Config};
+use crate::telemetry::exchange::{AiCall, TracedCall};
 use crate::telemetry::metrics::{Metrics, Outcome};
 use crate::telemetry::redact::Redaction;
 use crate::variables::{Scope, original_target, split_target};
@@ -376,7 +377,8 @@ fn rejected(answer: &[u8]) -> u64 {
     answer.partial_success.map_or(0, |partial| u64::try_from(partial.rejected_spans).unwrap_or(0))
 }
 
-/// The spans of a finished request by the semantic conventions for HTTP: the gateway's own, and one for each attempt.
+/// The spans of a finished request by the semantic conventions for HTTP: the gateway's own, and one for each attempt. Those of
+/// attempts that ask a model follow the conventions for generative AI too.
 pub fn spans(trace: &Trace, scope: &Scope<'_>, redaction: &Redaction) -> Vec<Span> {
     let mut spans = Vec::with_capacity(1 + trace.attempts.len());
     spans.push(server_span(trace, scope, redaction));
@@ -440,7 +442,7 @@ fn server_span(trace: &Trace, scope: &Scope<'_>, redaction: &Redaction) -> Span 
 fn client_span(trace: &Trace, scope: &Scope<'_>, attempt: &Attempt, resend: usize) -> Span {
     let method = method(scope.request);
     // An attempt without an end was left by its client.
-    let (outcome, duration, status) = attempt.end.unwrap_or((Outcome::Cancelled, attempt.started.elapsed(), None));
+    let (outcome, mut duration, status) = attempt.end.unwrap_or((Outcome::Cancelled, attempt.started.elapsed(), None));
     let mut attributes = vec![text("http.request.method", method_attribute(method))];
     match attempt.target.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?))) {
         Some((host, port)) => {
@@ -460,15 +462,78 @@ fn client_span(trace: &Trace, scope: &Scope<'_>, attempt: &Attempt, resend: usiz
         let kind = status.map_or_else(|| outcome.label().to_owned(), |status| status.to_string());
         attributes.push(text("error.type", kind));
     }
+    let mut name = method.to_owned();
+    if let (Some((provider, model)), Some(call)) = (&attempt.asks, &scope.exchange.ai) {
+        name = format!("{} {model}", call.operation);
+        attributes.push(text("gen_ai.operation.name", call.operation));
+        attributes.push(text("gen_ai.provider.name", &**provider));
+        attributes.push(text("gen_ai.request.model", &**model));
+        attributes.push(text("headgate.ai.requested_model", &*call.requested));
+        if call.stream {
+            attributes.push(flag("gen_ai.request.stream", true));
+        }
+        if let Some(traced) = &call.traced {
+            parameters(traced, &mut attributes);
+        }
+        // The answer is that of the last attempt, which lasts as long as it.
+        if resend + 1 == trace.attempts.len() && outcome == Outcome::Answered {
+            duration = attempt.started.elapsed();
+            answer(call, &mut attributes);
+        }
+    }
     Span {
         span_id: attempt.span.bytes().to_vec(),
         parent_span_id: trace.span.bytes().to_vec(),
-        name: method.to_owned(),
+        name,
         kind: SpanKind::Client as i32,
         attributes,
         status: failed.then(error_status),
         ..common(trace, attempt.at, duration)
     }
+}
+
+/// What a call asks for, as the semantic conventions for generative AI name it.
+fn parameters(call: &TracedCall, attributes: &mut Vec<KeyValue>) {
+    let whole = |attributes: &mut Vec<KeyValue>, name, value: Option<u64>| {
+        attributes.extend(value.map(|value| number(name, value)));
+    };
+    let real = |attributes: &mut Vec<KeyValue>, name, value: Option<f64>| {
+        attributes.extend(value.map(|value| attribute(name, any_value::Value::DoubleValue(value))));
+    };
+    whole(attributes, "gen_ai.request.max_tokens", call.max_tokens);
+    real(attributes, "gen_ai.request.temperature", call.temperature);
+    real(attributes, "gen_ai.request.top_p", call.top_p);
+    whole(attributes, "gen_ai.request.top_k", call.top_k);
+    attributes.extend(call.seed.map(|seed| attribute("gen_ai.request.seed", any_value::Value::IntValue(seed))));
+    real(attributes, "gen_ai.request.frequency_penalty", call.frequency_penalty);
+    real(attributes, "gen_ai.request.presence_penalty", call.presence_penalty);
+    // Said only where it is not one.
+    whole(attributes, "gen_ai.request.choice.count", call.choices.filter(|count| *count != 1));
+    if !call.stop_sequences.is_empty() {
+        attributes.push(texts("gen_ai.request.stop_sequences", call.stop_sequences.iter().map(String::as_str)));
+    }
+    attributes.extend(call.response_id.as_ref().map(|id| text("gen_ai.response.id", id.as_str())));
+    attributes.extend(call.response_model.as_ref().map(|model| text("gen_ai.response.model", model.as_str())));
+}
+
+/// What became of a call.
+fn answer(call: &AiCall, attributes: &mut Vec<KeyValue>) {
+    attributes.extend(call.finish.map(|finish| texts("gen_ai.response.finish_reasons", [finish].into_iter())));
+    attributes.extend(call.first_token.map(|first| {
+        let seconds = any_value::Value::DoubleValue(first.as_secs_f64());
+        attribute("gen_ai.response.time_to_first_chunk", seconds)
+    }));
+    if let Some(tokens) = call.tokens {
+        attributes.push(number("gen_ai.usage.input_tokens", tokens.input));
+        attributes.push(number("gen_ai.usage.output_tokens", tokens.output));
+        attributes.push(number("gen_ai.usage.cache_read.input_tokens", tokens.cache_read));
+        attributes.push(number("gen_ai.usage.cache_creation.input_tokens", tokens.cache_write));
+        attributes.push(number("gen_ai.usage.reasoning.output_tokens", tokens.reasoning));
+    }
+    attributes.extend(call.cost.map(|nanos| {
+        let dollars = any_value::Value::DoubleValue(nanos as f64 / 1e9);
+        attribute("headgate.ai.cost", dollars)
+    }));
 }
 
 fn common(trace: &Trace, at: SystemTime, duration: Duration) -> Span {
@@ -512,6 +577,15 @@ fn lossy(bytes: &[u8]) -> String {
 
 fn text(key: &str, value: impl Into<String>) -> KeyValue {
     attribute(key, any_value::Value::StringValue(value.into()))
+}
+
+fn texts<'t>(key: &str, values: impl Iterator<Item = &'t str>) -> KeyValue {
+    let value = |text: &str| AnyValue { value: Some(any_value::Value::StringValue(text.to_owned())) };
+    attribute(key, any_value::Value::ArrayValue(ArrayValue { values: values.map(value).collect() }))
+}
+
+fn flag(key: &str, value: bool) -> KeyValue {
+    attribute(key, any_value::Value::BoolValue(value))
 }
 
 fn number(key: &str, value: u64) -> KeyValue {
