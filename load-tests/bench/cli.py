@@ -13,6 +13,8 @@ from .prepare import prepare, say
 from .scenarios import SCENARIOS
 
 PEERS = ["nginx", "haproxy", "envoy", "bare_pingora", "headgate"]
+# Known to the scenarios that name them only.
+MODEL_GATEWAYS = ["portkey", "litellm"]
 
 
 @dataclass
@@ -56,10 +58,10 @@ def main():
         rounds=arguments.rounds,
         seconds_asked=arguments.seconds,
         threads=arguments.threads,
-        peers=arguments.peers,
+        peers=peers_of(arguments),
         tool=arguments.tool,
         cores=cores,
-        missing=prepare(arguments.peers, arguments.tool, arguments.build, needs_of(arguments.scenarios)),
+        missing=prepare(peers_of(arguments), arguments.tool, arguments.build, needs_of(arguments.scenarios)),
     )
     for needed in ("nginx", bench.tool, "taskset"):
         if reason := bench.missing.get(needed):
@@ -76,6 +78,11 @@ def main():
         for folder in ("origin", "credentials"):
             shutil.rmtree(RUN / folder, ignore_errors=True)
     return 0
+
+
+def peers_of(arguments):
+    known = {peer for name in arguments.scenarios for peer in getattr(SCENARIOS[name], "PEERS", PEERS)}
+    return [peer for peer in arguments.peers if peer in known]
 
 
 def needs_of(names):
@@ -106,7 +113,7 @@ def parse():
     parser.add_argument("--rounds", type=positive, default=3, help="how often each peer is measured (default 3)")
     parser.add_argument("--seconds", type=positive, help="length of one measurement (default 10; reload, exactness: 60; fleet: 20)")
     parser.add_argument("--threads", type=positive, default=1, help="workers of each peer in bare, routes and policy (default 1)")
-    parser.add_argument("--peers", type=names, default=PEERS, help="of " + ",".join(PEERS) + " (default all)")
+    parser.add_argument("--peers", type=names, default=PEERS + MODEL_GATEWAYS, help="of " + ",".join(PEERS + MODEL_GATEWAYS) + " (default all)")
     parser.add_argument("--tool", choices=["wrk", "k6"], default="wrk", help="load generator (default wrk)")
     parser.add_argument("--no-build", dest="build", action="store_false", help="measure the binaries that are there")
     arguments = parser.parse_args()
@@ -125,6 +132,6 @@ def positive(text):
 
 def names(text):
     chosen = [name.strip() for name in text.split(",")]
-    if unknown := [name for name in chosen if name not in PEERS]:
-        raise argparse.ArgumentTypeError(f"no peer {', '.join(unknown)}; there are {', '.join(PEERS)}")
+    if unknown := [name for name in chosen if name not in PEERS + MODEL_GATEWAYS]:
+        raise argparse.ArgumentTypeError(f"no peer {', '.join(unknown)}; there are {', '.join(PEERS + MODEL_GATEWAYS)}")
     return chosen

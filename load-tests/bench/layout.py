@@ -13,3 +13,5 @@ RUN = RESULTS / "run"
 # What scripts/release makes. Another is measured by naming it.
 HEADGATE = Path(os.environ.get("HEADGATE", TARGET / "dist" / "headgate")).absolute()
 EXAMPLE = TARGET / "release" / "examples" / "bare_pingora"
+SCRIPTED_PROVIDER = TARGET / "release" / "examples" / "scripted_provider"
+NODE_MODULES = TARGET / "bench-node" / "node_modules"

@@ -12,15 +12,18 @@ from dataclasses import dataclass, field
 from . import processes
 from .layout import CONFIG, EXAMPLE, HEADGATE, RUN
 
-READY_WITHIN = 30.0
+# LiteLLM takes half a minute on a slow machine.
+READY_WITHIN = 90.0
 
 # The configuration file of each peer in a folder of load-tests/config, and the command that runs it.
-FILES = {"nginx": "nginx.conf", "haproxy": "haproxy.cfg", "envoy": "envoy.yaml", "headgate": "headgate.yaml"}
+FILES = {"nginx": "nginx.conf", "haproxy": "haproxy.cfg", "envoy": "envoy.yaml", "headgate": "headgate.yaml", "litellm": "litellm.yaml"}
 COMMANDS = {
     "nginx": "nginx -e stderr -p {folder} -c {config}",
     "haproxy": "haproxy -db -f {config}",
     "envoy": "envoy -c {config} --concurrency {workers} --disable-hot-restart --log-level error",
     "headgate": "{binary} run -c {config}",
+    "litellm": "litellm --config {config} --host 127.0.0.1 --port {port} --num_workers {workers}",
+    "portkey": "node {node_modules}/@portkey-ai/gateway/build/start-server.js --headless --port={port}",
     "bare_pingora": f"{EXAMPLE} 127.0.0.1:{{port}} 127.0.0.1:{{origin}} {{workers}}",
 }
 

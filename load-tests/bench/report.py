@@ -19,7 +19,7 @@ BASE = "nginx"
 class Column:
     """A figure of a sample: the median of the rounds, or with `total` their sum, so that one failure in one round shows.
 
-    `ratio` also shows it relative to nginx of the same round.
+    `ratio` also shows it relative to nginx, or the report's own `base`, of the same round.
     """
 
     key: str
@@ -56,6 +56,7 @@ class Report:
     absent: dict
     goals: list = field(default_factory=list)
     notes: list = field(default_factory=list)
+    base: str = BASE  # every × is to this one
 
     def median(self, label, key):
         """The median over the rounds, or None without samples."""
@@ -100,7 +101,7 @@ class Report:
         for column in self.columns:
             cells.append(column.show(column.fold(self.values(label, column.key))))
             if column.ratio:
-                ratio = self.ratio(label, BASE, column.key)
+                ratio = self.ratio(label, self.base, column.key)
                 cells.append("" if ratio is None else f"{ratio:.2f}")
         return cells
 
@@ -128,7 +129,7 @@ class Report:
         figures = {
             label: {
                 column.key: {"total" if column.total else "median": column.fold(self.values(label, column.key))}
-                | ({"to_nginx": self.ratio(label, BASE, column.key)} if column.ratio else {})
+                | ({f"to_{self.base}": self.ratio(label, self.base, column.key)} if column.ratio else {})
                 for column in self.columns
             }
             for label, samples in self.samples.items()
