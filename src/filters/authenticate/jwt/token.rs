@@ -62,8 +62,7 @@ impl<'t> Token<'t> {
 
     /// Whether the signature is of this key.
     pub fn is_signed_by(&self, key: &Key) -> bool {
-        key.fits(self.algorithm)
-            && jsonwebtoken::crypto::verify(self.signature, self.signed, &key.decoding, self.algorithm) == Ok(true)
+        key.has_signed(self.signed, self.signature, self.algorithm)
     }
 
     /// Whether it is of this type; `application/` before it makes no difference (RFC 7515, section 4.1.9).
