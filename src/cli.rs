@@ -39,6 +39,9 @@ enum Command {
     Explain {
         /// The route, as SERVICE/ROUTE, or ROUTE alone if only one service has a route of that name.
         route: String,
+        /// With the filters of this consumer and of its plan.
+        #[arg(long)]
+        consumer: Option<String>,
         #[command(flatten)]
         config: ConfigPath,
     },
@@ -115,7 +118,7 @@ pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run { config, upgrade } => app::run(&config.config, upgrade),
         Command::Check { config } => app::check(&config.config),
-        Command::Explain { route, config } => app::explain(&config.config, &route),
+        Command::Explain { route, consumer, config } => app::explain(&config.config, &route, consumer.as_deref()),
         Command::Schema => {
             println!("{:#}", app::schema());
             Ok(())

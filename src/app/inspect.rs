@@ -116,13 +116,7 @@ pub fn warnings(loaded: &Loaded<Config>) -> Problems {
 
 /// The places of rate limits that say something about a fleet.
 fn limits_of_fleets(config: &Config) -> Vec<String> {
-    let mut lists = vec![("filters".to_owned(), &config.filters)];
-    for (name, service) in &config.services {
-        lists.push((format!("services.{name}.filters"), &service.filters));
-        for (route, written) in &service.routes {
-            lists.push((format!("services.{name}.routes.{route}.filters"), &written.filters));
-        }
-    }
+    let lists = filter_lists(config);
     let entries = lists.iter().flat_map(|(path, filters)| filters.iter().enumerate().map(move |entry| (path, entry)));
     let limits = entries.filter(|(_, (_, entry))| entry.name == RateLimit::NAME);
     let words = ["lease", "exact", "on_redis_failure"];
@@ -131,6 +125,20 @@ fn limits_of_fleets(config: &Config) -> Vec<String> {
         Some(format!("{path}[{i}].{}.{word}", RateLimit::NAME))
     };
     limits.filter_map(says).collect()
+}
+
+/// Every list of filters, with its place.
+fn filter_lists(config: &Config) -> Vec<(String, &[FilterEntry])> {
+    let mut lists = vec![("filters".to_owned(), config.filters.as_slice())];
+    for (name, service) in &config.services {
+        lists.push((format!("services.{name}.filters"), &service.filters));
+        let routes = service.routes.iter();
+        lists.extend(routes.map(|(route, it)| (format!("services.{name}.routes.{route}.filters"), &*it.filters)));
+    }
+    lists.extend(config.plans.iter().map(|(name, plan)| (format!("plans.{name}.filters"), &*plan.filters)));
+    let consumers = config.consumers.iter().filter(|(_, consumer)| !consumer.filters.is_empty());
+    lists.extend(consumers.map(|(name, consumer)| (format!("consumers.{name}.filters"), &*consumer.filters)));
+    lists
 }
 
 /// What the configuration refers to outside of itself.
@@ -166,13 +174,7 @@ fn check_certificates_are_asked_for(config: &Config, problems: &mut Problems) {
     if config.listeners.values().any(asks) {
         return;
     }
-    let mut lists = vec![("filters".to_owned(), &config.filters)];
-    for (name, service) in &config.services {
-        lists.push((format!("services.{name}.filters"), &service.filters));
-        let routes = service.routes.iter();
-        lists.extend(routes.map(|(route, it)| (format!("services.{name}.routes.{route}.filters"), &it.filters)));
-    }
-    for (place, filters) in lists {
+    for (place, filters) in filter_lists(config) {
         for (i, filter) in filters.iter().enumerate().filter(|(_, filter)| filter.name == Mtls::NAME) {
             let message =
                 "no listener asks clients for certificates: write `client_certificates` below a listener's `tls`";
@@ -200,8 +202,8 @@ pub fn referenced_files(loaded: &Loaded<Config>) -> Vec<PathBuf> {
     files
 }
 
-/// `headgate explain`: what one route does.
-pub fn explain(path: &Path, wanted: &str) -> Result<(), String> {
+/// `headgate explain`: what one route does, for one consumer if it is named.
+pub fn explain(path: &Path, wanted: &str, caller: Option<&str>) -> Result<(), String> {
     let loaded = super::load(path)?;
     let snapshot = match examine(&loaded) {
         (Some(snapshot), problems) if problems.is_empty() => snapshot,
@@ -231,6 +233,18 @@ pub fn explain(path: &Path, wanted: &str) -> Result<(), String> {
     };
     let is_it = |known: &&Route| format!("{}/{}", known.name.service, known.name.route) == *name;
     let chain = snapshot.routes.iter().find(is_it).map(|route| route.chain.clone()).unwrap_or_default();
+    let caller = match caller {
+        None => None,
+        Some(name) => Some(snapshot.directory.consumer(name).ok_or_else(|| {
+            let hint = nearest(name, config.consumers.keys().map(String::as_str));
+            format!("there is no consumer {name}{}", hint.map_or_else(String::new, |n| format!("; did you mean {n}?")))
+        })?),
+    };
+    let of_caller = caller.and_then(|caller| chain.of_caller(caller)).map(Arc::new);
+    let plan = || caller?.subscription(snapshot.directory.service_id(service_name)?);
+    let plan = plan().map_or("", |subscription| snapshot.directory.plan(subscription.plan));
+    let elsewhere = callers_with_filters(config, service_name).filter(|_| chain.authenticates && caller.is_none());
+    let chain = of_caller.unwrap_or(chain);
 
     let mut text = String::new();
     let _ = writeln!(text, "route    {name}");
@@ -258,8 +272,13 @@ pub fn explain(path: &Path, wanted: &str) -> Result<(), String> {
             Place::Gateway => "the gateway".to_owned(),
             Place::Service => format!("service {service_name}"),
             Place::Route => "this route".to_owned(),
+            Place::Plan => format!("plan {plan}"),
+            Place::Consumer => format!("consumer {}", caller.map_or("", |caller| caller.name())),
         };
         let _ = writeln!(text, "  {:<12} {filter:<16} from {place}", stage.as_str());
+    }
+    if let Some(elsewhere) = elsewhere {
+        let _ = writeln!(text, "  {elsewhere}; `--consumer NAME` shows what one of its callers passes");
     }
     let backend = match &route.backend {
         Backend::Upstream(upstream) => format!("upstream {upstream}"),
@@ -278,6 +297,23 @@ pub fn explain(path: &Path, wanted: &str) -> Result<(), String> {
     }
     print!("{text}");
     Ok(())
+}
+
+/// Who may bring filters of its own to a service, in a line; `None` if nobody does.
+fn callers_with_filters(config: &Config, service: &str) -> Option<String> {
+    let subscribed = |plan: &str| {
+        let mut all = config.consumers.values().filter_map(|consumer| consumer.subscriptions.get(service));
+        all.any(|subscription| subscription.plan() == plan)
+    };
+    let plans = config.plans.iter().filter(|(name, plan)| !plan.filters.is_empty() && subscribed(name));
+    let mut words: Vec<_> = plans.map(|(name, _)| format!("plan {name}")).collect();
+    let mut consumers = config.consumers.iter().filter(|(_, consumer)| !consumer.filters.is_empty());
+    words.extend(consumers.by_ref().take(3).map(|(name, _)| format!("consumer {name}")));
+    match (words.is_empty(), consumers.count()) {
+        (true, _) => None,
+        (false, 0) => Some(format!("more with: {}", words.join(", "))),
+        (false, others) => Some(format!("more with: {} and {others} other consumers", words.join(", "))),
+    }
 }
 
 /// A match in a line: methods, hosts, path, and how many further conditions there are.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::filter_entry::FilterEntry;
 use super::reference::SecretRef;
 use super::units::{Duration, QuotaAmount, Rates, Share, Timestamp};
 
@@ -33,6 +34,9 @@ pub struct Consumer {
     pub credentials: Vec<Credential>,
     /// The services it may call that are for subscribers: by the service's name, the plan, or plan and state.
     pub subscriptions: BTreeMap<String, Subscription>,
+    /// Filters for its calls, wherever it calls, once a filter has identified it. Each replaces those of the same name on
+    /// the gateway, services, routes and its plan. Only filters that come after authentication can stand here.
+    pub filters: Vec<FilterEntry>,
 }
 
 /// One proof of identity; the filter of the same name accepts it.
@@ -166,6 +170,10 @@ pub struct Plan {
     pub soft: Option<Share>,
     /// Where the quota's periods begin and end: a name of the IANA database. Default: UTC.
     pub time_zone: Option<String>,
+    /// Filters for the calls of its subscribers to the service they have subscribed to. Each replaces those of the same
+    /// name on the gateway, services and routes. Only filters that come after authentication can stand here. Limits among
+    /// them count over all services, unlike `rate` and `quota`.
+    pub filters: Vec<FilterEntry>,
 }
 
 /// Where what was used of quotas is kept.

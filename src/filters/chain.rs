@@ -6,6 +6,7 @@ use http::HeaderName;
 
 use super::authenticate::{Gate, IdentityHeaders};
 use super::authorise::subscription::Subscribed;
+use super::callers::CallerFilters;
 use super::filter::{Compiled, OnResponse, RequestStep};
 use super::find;
 use super::limit::plan::{PlanQuotas, Plans};
@@ -14,7 +15,7 @@ use super::registry::Site;
 use super::stage::Stage;
 use crate::config::FilterEntry;
 use crate::config::service::{Access, Require};
-use crate::identity::ServiceId;
+use crate::identity::{Consumer, ServiceId};
 
 /// Where a filter was written. An inner place wins over an outer one: the order of declaration is outer to inner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -22,6 +23,8 @@ pub enum Place {
     Gateway,
     Service,
     Route,
+    Plan,
+    Consumer,
 }
 
 impl Place {
@@ -30,6 +33,8 @@ impl Place {
             Place::Gateway => "gateway",
             Place::Service => "service",
             Place::Route => "route",
+            Place::Plan => "plan",
+            Place::Consumer => "consumer",
         }
     }
 }
@@ -64,6 +69,15 @@ pub fn attach(place: Place, entries: &[FilterEntry], at: &mut Site<'_>) -> Vec<A
             at.problems.unknown(path, "filter", &entry.name, super::REGISTRY.iter().map(|d| d.name));
             continue;
         };
+        if place >= Place::Plan && definition.stage <= Stage::Authenticate {
+            let message = format!(
+                "`{}` runs before anybody knows who calls (stage {}); write it on the gateway, a service or a route",
+                entry.name,
+                definition.stage.as_str()
+            );
+            at.problems.add(path, message);
+            continue;
+        }
         if let Some(compiled) = (definition.compile)(&entry.config, &mut at.at(&path)) {
             attached.push(Attached { name: definition.name, stage: definition.stage, place, compiled });
         }
@@ -81,18 +95,24 @@ pub struct Rules {
     pub headers: IdentityHeaders,
     /// What the plans of its subscribers allow.
     pub plans: Option<Arc<Plans>>,
+    /// What stands on plans and consumers; `None` if nothing does.
+    pub callers: Option<Arc<CallerFilters>>,
 }
 
 /// The filters of one route, ready to run.
 #[derive(Clone, Default)]
 pub struct Chain {
     pub request: Box<[RequestStep]>,
+    /// How many of the steps it takes to know who calls; 0 if nobody finds out.
+    pub identified_after: usize,
     /// In the order they run, which is the reverse of the request side.
     pub response: Box<[Arc<dyn OnResponse>]>,
     /// Every filter in request order, for `explain`.
     pub filters: Box<[(&'static str, Stage, Place)]>,
     /// Whether a filter finds out who calls.
     pub authenticates: bool,
+    /// What the chains of callers with filters of their own are made of.
+    common: Option<Box<(Box<[Attached]>, Rules)>>,
 }
 
 impl Chain {
@@ -113,9 +133,11 @@ impl Chain {
         let authenticates = !authenticators.is_empty();
         let (before, after) = filters.split_at(filters.partition_point(|f| f.stage <= Stage::Authenticate));
         let mut request: Vec<_> = before.iter().filter_map(|f| f.compiled.request.clone()).collect();
+        let mut identified_after = 0;
         if authenticates {
             let gate = Gate::new(authenticators, rules.access, rules.require, rules.headers.clone());
             request.push(RequestStep::Perhaps(Arc::new(gate)));
+            identified_after = request.len();
         }
         if rules.access == Some(Access::Subscribers) {
             request.push(RequestStep::Now(Arc::new(Subscribed { service: rules.service })));
@@ -133,12 +155,23 @@ impl Chain {
             plans.filter(|plans| plans.counts()).map(|plans| RequestStep::Now(Arc::new(PlanQuotas(plans.clone())))),
         );
         request.extend(steps(after));
+        let own = authenticates && rules.callers.is_some();
         Chain {
             request: request.into(),
+            identified_after,
             response: filters.iter().rev().filter_map(|f| f.compiled.response.clone()).collect(),
             filters: filters.iter().map(|f| (f.name, f.stage, f.place)).collect(),
             authenticates,
+            common: own.then(|| Box::new((filters.into_iter().cloned().collect(), rules.clone()))),
         }
+    }
+
+    /// The chain of a caller with filters of its own or of its plan. Its steps up to `identified_after` are the same.
+    /// `None` for everybody else.
+    pub fn of_caller(&self, consumer: &Consumer) -> Option<Chain> {
+        let (common, rules) = self.common.as_deref()?;
+        let (plan, own) = rules.callers.as_ref()?.of(consumer, rules.service)?;
+        Some(Chain::join(&[common, plan, own], rules))
     }
 }
 
@@ -158,8 +191,14 @@ mod tests {
             filter("headers", Stage::Transform, Place::Route),
             filter("ip_restriction", Stage::Guard, Place::Route),
         ];
-        let rules =
-            Rules { service: ServiceId(0), access: None, require: Require::Any, headers: Arc::new([]), plans: None };
+        let rules = Rules {
+            service: ServiceId(0),
+            access: None,
+            require: Require::Any,
+            headers: Arc::new([]),
+            plans: None,
+            callers: None,
+        };
         let chain = Chain::join(&[&outer, &inner], &rules);
         let order: Vec<_> = chain.filters.iter().map(|(name, _, place)| (*name, *place)).collect();
         assert_eq!(

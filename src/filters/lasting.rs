@@ -143,7 +143,10 @@ impl Lasting {
         if let Some(found) = places.get(&key).and_then(Weak::upgrade).and_then(|found| found.downcast::<T>().ok()) {
             return found;
         }
-        places.retain(|_, weak| weak.strong_count() > 0);
+        // Now and then: a hundred thousand consumers may have a filter each.
+        if places.len() == places.capacity() {
+            places.retain(|_, weak| weak.strong_count() > 0);
+        }
         let made = Arc::new(make());
         let weak: Weak<T> = Arc::downgrade(&made);
         places.insert(key, weak);

@@ -1,11 +1,12 @@
 //! The filters: one policy each on the way of a request.
 //!
 //! [`filter`] is the seam they are written against, [`registry`] how a written one is found, [`chain`] which of them a
-//! route runs and in which order. `access/ip_restriction.rs` is the one to read first, and to copy for a new one.
+//! route runs and in which order, [`callers`] those that come with who calls. `access/ip_restriction.rs` is the one to read first, and to copy for a new one.
 
 pub mod access;
 pub mod authenticate;
 pub mod authorise;
+pub mod callers;
 pub mod chain;
 pub mod expression;
 pub mod filter;

@@ -87,12 +87,14 @@ pub fn filter_response(session: &Session, ctx: &mut Context, head: &mut Response
     }
     let Some(snapshot) = ctx.snapshot.clone() else { return };
     let Some(route) = ctx.route(&snapshot) else { return };
-    if route.chain.response.is_empty() {
+    let own = ctx.chain.clone();
+    let chain = own.as_ref().unwrap_or(&route.chain);
+    if chain.response.is_empty() {
         return;
     }
     let mut response =
         Response { head, request: session.req_header(), exchange: &ctx.exchange, controls: &mut ctx.controls };
-    for filter in &route.chain.response {
+    for filter in &chain.response {
         filter.on_response(&mut response);
     }
 }

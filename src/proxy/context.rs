@@ -8,6 +8,7 @@ use http::HeaderValue;
 
 use super::mirror::Pending;
 use crate::error::Error;
+use crate::filters::chain::Chain;
 use crate::filters::filter::Controls;
 use crate::listener::ConnectionState;
 use crate::routing::Captures;
@@ -22,6 +23,8 @@ pub struct Context {
     pub snapshot: Option<Arc<Snapshot>>,
     /// Index into the snapshot's routes, once one matched.
     pub route: Option<usize>,
+    /// The filters of this caller, if it or its plan has some of its own.
+    pub chain: Option<Arc<Chain>>,
     pub exchange: Exchange,
     pub controls: Controls,
     pub connection: Option<Arc<ConnectionState>>,
@@ -68,6 +71,7 @@ impl Default for Context {
         Context {
             snapshot: None,
             route: None,
+            chain: None,
             exchange: Exchange {
                 started: Instant::now(),
                 request_id: HeaderValue::from_static(""),

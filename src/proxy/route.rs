@@ -5,6 +5,7 @@
 
 use std::future::{Future, ready};
 use std::pin::Pin;
+use std::sync::Arc;
 
 use http::Method;
 use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
@@ -132,40 +133,62 @@ fn with_route(ctx: &mut Context, work: impl FnOnce(&Route, &mut Context) -> Next
     next
 }
 
-/// Runs the request side of the route's filters from `from` on, and then the backend.
+/// Runs the request side of the filters from `from` on, and then the backend. Once it is known who calls, the filters of
+/// that caller and its plan are among them.
 fn filter(proxy: &Proxy, route: &Route, session: &mut Session, ctx: &mut Context, from: usize) -> Next {
+    let (known, mut from) = (route.chain.identified_after, from);
+    if from < known {
+        if let Some(next) = step_through(route.chain.request.get(..known).unwrap_or_default(), session, ctx, from) {
+            return next;
+        }
+        from = known;
+    }
+    if from == known {
+        ctx.chain = ctx.exchange.consumer().and_then(|consumer| route.chain.of_caller(consumer)).map(Arc::new);
+    }
+    let own = ctx.chain.clone();
+    let chain = own.as_ref().unwrap_or(&route.chain);
+    match step_through(&chain.request, session, ctx, from) {
+        Some(next) => next,
+        None => backend(proxy, route, session, ctx),
+    }
+}
+
+/// Runs steps up to the first that waits or decides; `None` if all have let the request pass.
+fn step_through(steps: &[RequestStep], session: &mut Session, ctx: &mut Context, from: usize) -> Option<Next> {
     let mut request =
         Request { head: session.req_header_mut(), exchange: &mut ctx.exchange, controls: &mut ctx.controls };
-    for (index, step) in route.chain.request.iter().enumerate().skip(from) {
+    for (index, step) in steps.iter().enumerate().skip(from) {
         let flow = match step {
             RequestStep::Now(filter) => filter.on_request(&mut request),
             RequestStep::Perhaps(filter) => match filter.on_request(&mut request) {
                 Some(flow) => flow,
-                None => return Next::Wait(index),
+                None => return Some(Next::Wait(index)),
             },
-            RequestStep::Later(_) => return Next::Wait(index),
+            RequestStep::Later(_) => return Some(Next::Wait(index)),
         };
         match flow {
             Flow::Continue => {}
-            Flow::Answer(made) => return Next::Answer(made),
-            Flow::Refuse(error) => return Next::Refuse(error),
+            Flow::Answer(made) => return Some(Next::Answer(made)),
+            Flow::Refuse(error) => return Some(Next::Refuse(error)),
         }
     }
-    backend(proxy, route, session, ctx)
+    None
 }
 
 /// Runs the filter that has to wait, and goes on with those after it.
 async fn wait(proxy: &Proxy, session: &mut Session, ctx: &mut Context, step: usize) -> Next {
     let Some(snapshot) = ctx.snapshot.clone() else { return Next::Refuse(Reason::Internal.into()) };
-    let waiting = ctx.route(&snapshot).and_then(|route| Some((route, route.chain.request.get(step)?)));
-    let Some((route, waiting)) = waiting else { return Next::Refuse(Reason::Internal.into()) };
+    let Some(route) = ctx.route(&snapshot) else { return Next::Refuse(Reason::Internal.into()) };
+    let own = ctx.chain.clone();
+    let chain = own.as_ref().unwrap_or(&route.chain);
     ctx.waited = true;
     let mut request =
         Request { head: session.req_header_mut(), exchange: &mut ctx.exchange, controls: &mut ctx.controls };
-    let flow = match waiting {
-        RequestStep::Later(filter) => filter.on_request(&mut request).await,
-        RequestStep::Perhaps(filter) => filter.wait(&mut request).await,
-        RequestStep::Now(_) => return Next::Refuse(Reason::Internal.into()),
+    let flow = match chain.request.get(step) {
+        Some(RequestStep::Later(filter)) => filter.on_request(&mut request).await,
+        Some(RequestStep::Perhaps(filter)) => filter.wait(&mut request).await,
+        Some(RequestStep::Now(_)) | None => return Next::Refuse(Reason::Internal.into()),
     };
     match flow {
         Flow::Continue => filter(proxy, route, session, ctx, step + 1),

@@ -11,6 +11,7 @@ use super::{Backend, MirrorTo, Origin, OwnedHeaders, Route, Snapshot, Split};
 use crate::config::service::Access;
 use crate::config::{self, Config, FilterEntry, Problems};
 use crate::filters::authenticate::IdentityHeaders;
+use crate::filters::callers::CallerFilters;
 use crate::filters::chain::{Attached, Chain, Place, Rules, attach};
 use crate::filters::filter::RequestStep;
 use crate::filters::lasting::Lasting;
@@ -54,6 +55,14 @@ pub fn compile(
     let headers = identity_headers(config, problems);
     let mut limits: Vec<Arc<dyn Limit>> = Vec::new();
     let mut owned: Vec<HeaderName> = headers.iter().map(|(name, _)| name.clone()).collect();
+    let callers = {
+        let mut site = Site { path: "", problems, around, directory: &directory, lasting, fleet: fleet.as_ref() };
+        CallerFilters::compile(config, &mut site)
+    };
+    if let Some(callers) = &callers {
+        limits.push(callers.clone());
+        owned.extend(callers.all().flat_map(Attached::owned_headers).cloned());
+    }
     let mut attach = |place, entries: &[FilterEntry], path: &str, problems: &mut Problems| {
         let attached = attach(
             place,
@@ -79,6 +88,7 @@ pub fn compile(
         plans_of_services.extend(plans.clone());
         let rules = Rules {
             plans,
+            callers: callers.clone(),
             service: service_id,
             access: service.access,
             require: service.require,

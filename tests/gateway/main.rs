@@ -13,6 +13,7 @@ mod balance;
 mod bandwidth;
 mod basic_auth;
 mod body_limit;
+mod caller_filters;
 mod cli;
 mod compression;
 mod concurrency;
