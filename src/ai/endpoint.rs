@@ -62,6 +62,7 @@ impl Endpoint {
                 format!("{prefix}{}", bedrock::path(model, operation))
             }
             Format::OpenAiChat => format!("{prefix}{}", path.unwrap_or("/chat/completions")),
+            Format::OpenAiCompletions => format!("{prefix}{}", path.unwrap_or("/completions")),
             Format::OpenAiResponses => format!("{prefix}/responses"),
             Format::Anthropic => format!("{prefix}/messages"),
             Format::Gemini if stream => format!("{prefix}/models/{}:streamGenerateContent?alt=sse", segments(model)),

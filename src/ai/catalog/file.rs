@@ -110,6 +110,7 @@ impl BaseUrls {
             Format::Bedrock => &self.bedrock,
             Format::Cohere => &self.cohere,
             Format::Ollama => &self.ollama,
+            Format::OpenAiCompletions => return None,
         };
         url.as_deref()
     }

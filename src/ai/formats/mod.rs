@@ -7,9 +7,11 @@ pub mod anthropic;
 mod arguments;
 pub mod bedrock;
 mod cohere;
+pub mod embeddings;
 mod gemini;
 mod ollama;
 mod openai_chat;
+mod openai_completions;
 mod openai_responses;
 mod provider_words;
 mod reading;
@@ -37,9 +39,13 @@ pub enum Format {
     Bedrock,
     Cohere,
     Ollama,
+    /// The legacy completions, at the address of `openai_chat` where a provider has them.
+    #[serde(skip)]
+    OpenAiCompletions,
 }
 
 impl Format {
+    /// Those that have addresses of their own.
     pub fn all() -> impl Iterator<Item = Format> {
         use Format::*;
         [OpenAiChat, OpenAiResponses, Anthropic, Gemini, Bedrock, Cohere, Ollama].into_iter()
@@ -55,6 +61,7 @@ impl Format {
             Format::Bedrock => "bedrock",
             Format::Cohere => "cohere",
             Format::Ollama => "ollama",
+            Format::OpenAiCompletions => "openai_completions",
         }
     }
 
@@ -65,6 +72,7 @@ impl Format {
             Format::OpenAiResponses => Some(&openai_responses::OpenAiResponses),
             Format::Anthropic => Some(&anthropic::Anthropic),
             Format::Gemini => Some(&gemini::GEMINI),
+            Format::OpenAiCompletions => Some(&openai_completions::OpenAiCompletions),
             Format::Bedrock | Format::Cohere | Format::Ollama => None,
         }
     }
@@ -87,6 +95,7 @@ impl Format {
             Format::Gemini => Some(&gemini::GEMINI),
             Format::Cohere => Some(&cohere::Cohere),
             Format::Ollama => Some(&ollama::Ollama),
+            Format::OpenAiCompletions => Some(&openai_completions::OpenAiCompletions),
         }
     }
 }

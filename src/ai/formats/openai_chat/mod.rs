@@ -11,11 +11,13 @@ mod read_stream;
 #[cfg(test)]
 mod tests;
 mod thoughts;
-mod usage;
+pub(super) mod usage;
 mod write_request;
 mod write_stream;
 
 use http::HeaderMap;
+
+pub(super) use failure::inside as failure_inside;
 
 use super::{Caller, EventDecoder, EventEncoder, PathFacts, Provider};
 use crate::ai::chat::{ChatAnswer, ChatRequest, Dropped, Failure, Stop};
@@ -76,7 +78,7 @@ impl Provider for OpenAiChat {
 
 /// What a provider's word for the end of an answer means. Engines have words of their own; one that is not known is an end
 /// like any other. Several providers say `stop` although tools are to be called: that calls were seen counts for more.
-fn stop_of(finish_reason: &str, calls_seen: bool, refused: bool) -> Stop {
+pub(super) fn stop_of(finish_reason: &str, calls_seen: bool, refused: bool) -> Stop {
     match finish_reason {
         "length" | "max_tokens" | "insufficient_system_resource" => Stop::MaxTokens,
         "model_context_window_exceeded" | "model_length" => Stop::ContextFull,
@@ -89,7 +91,7 @@ fn stop_of(finish_reason: &str, calls_seen: bool, refused: bool) -> Stop {
 }
 
 /// OpenAI's word. `refused` says that the model itself wrote a refusal, which OpenAI calls an ordinary end.
-fn finish_reason(stop: Stop, refused: bool, legacy: bool) -> &'static str {
+pub(super) fn finish_reason(stop: Stop, refused: bool, legacy: bool) -> &'static str {
     match stop {
         Stop::MaxTokens | Stop::ContextFull => "length",
         Stop::ToolUse if legacy => "function_call",
@@ -100,7 +102,7 @@ fn finish_reason(stop: Stop, refused: bool, legacy: bool) -> &'static str {
 }
 
 /// Seconds since 1970, for a provider that does not say when its answer was made.
-fn created_or_now(created: i64) -> i64 {
+pub(super) fn created_or_now(created: i64) -> i64 {
     if created > 0 {
         return created;
     }
