@@ -49,6 +49,29 @@ impl Endpoint {
         }
     }
 
+    /// A path below the base URL; it begins with a slash.
+    pub fn path(&self, below: &str) -> String {
+        format!("{}{below}", self.prefix)
+    }
+
+    /// A path below the base URL without the version at its end, such as `/v1`: what is below it is the provider's own.
+    /// `None` if it would lead out of there.
+    pub fn path_below_root(&self, path: &str) -> Option<String> {
+        let root = match self.prefix.rsplit_once('/') {
+            Some((root, version)) if is_version(version) => root,
+            _ => &self.prefix,
+        };
+        // What is encoded may be decoded by whoever is behind.
+        let plain = path.to_ascii_lowercase().replace("%2e", ".").replace("%2f", "/").replace("%5c", "/");
+        let leaves = plain.split(['/', '\\']).any(|part| matches!(part, "." | ".."));
+        (path.starts_with('/') && !leaves).then(|| format!("{root}{path}"))
+    }
+
+    /// The path of a model's method, as Gemini has it.
+    pub fn gemini_path(&self, model: &str, method: &str) -> String {
+        format!("{}/models/{}:{method}", self.prefix, segments(model))
+    }
+
     /// The path and query of a chat call. `path` is the provider's own, where it differs from the format's.
     pub fn chat_path(&self, model: &str, stream: bool, path: Option<&str>, quirks: Quirks) -> String {
         let prefix = &self.prefix;
@@ -75,6 +98,12 @@ impl Endpoint {
             Format::Ollama => format!("{prefix}/api/chat"),
         }
     }
+}
+
+/// `v1`, `v1beta`, `v2`: the end of most base URLs.
+fn is_version(segment: &str) -> bool {
+    let digit = segment.strip_prefix('v').is_some_and(|rest| rest.starts_with(|letter: char| letter.is_ascii_digit()));
+    digit && segment.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 /// A name of a model as one segment of a path.
@@ -156,6 +185,25 @@ mod tests {
             "/v1beta/models/tuned/x%20y:generateContent"
         );
         assert!(!gemini.chat_path("../../secret", false, None, Quirks::default()).contains(".."));
+    }
+
+    #[test]
+    fn a_raw_path_stays_below_the_base_without_its_version() {
+        for (base, path, want) in [
+            ("https://api.openai.com/v1", "/v1/vector_stores", Some("/v1/vector_stores")),
+            ("https://g.example/v1beta", "/ws/a.b.C", Some("/ws/a.b.C")),
+            ("https://host.example/team/openai/v1/", "/v1/models", Some("/team/openai/v1/models")),
+            ("https://host.example/openai", "/x", Some("/openai/x")),
+            ("https://host.example/a/v1", "/../b", None),
+            ("https://host.example/a/v1", "/v1/%2e%2E/b", None),
+            ("https://host.example/a/v1", "/v1/..%2fb", None),
+            ("https://host.example/a/v1", "/..%5Cb", None),
+            ("https://host.example/a/v1", "@evil.example/", None),
+            ("https://host.example/a/v1", "", None),
+        ] {
+            let endpoint = Endpoint::parse(Format::OpenAiChat, base).unwrap();
+            assert_eq!(endpoint.path_below_root(path).as_deref(), want, "{base} {path}");
+        }
     }
 
     #[test]

@@ -3,10 +3,13 @@
 pub mod catalog;
 pub mod chat;
 pub mod cost;
+pub mod count;
 pub mod credentials;
 pub mod endpoint;
+pub mod form;
 pub mod formats;
 pub mod keys;
+pub mod metering;
 pub mod operation;
 pub mod passing;
 pub mod quirks;

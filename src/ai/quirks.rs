@@ -50,6 +50,8 @@ pub enum Quirk {
     RandomSeed,
     /// Refuses `user`.
     NoUser,
+    /// Ranks documents as Voyage does: `top_k` instead of `top_n`, and `data` instead of `results`.
+    RerankTopK,
 }
 
 /// The deviations of one provider.

@@ -14,9 +14,10 @@ mod openai_chat;
 mod openai_completions;
 mod openai_responses;
 mod provider_words;
-mod reading;
+pub(super) mod reading;
+pub mod rerank;
 mod tolerant;
-mod writing;
+pub(super) mod writing;
 
 use http::HeaderMap;
 use schemars::JsonSchema;
