@@ -3,7 +3,6 @@
 //! An estimate is made of lengths alone, in time that does not depend on what the texts say, and rather too high than too low.
 
 use bytes::Bytes;
-use http::HeaderMap;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 

@@ -40,6 +40,11 @@ impl Endpoint {
         Ok(Endpoint { format, authority: authority.as_str().to_owned(), https, prefix })
     }
 
+    /// The same address, spoken to in another format.
+    pub fn speaking(self, format: Format) -> Endpoint {
+        Endpoint { format, ..self }
+    }
+
     /// `host:port`, as targets are written.
     pub fn address(&self) -> String {
         let port = self.authority.parse::<Authority>().ok().and_then(|authority| authority.port_u16());
@@ -109,6 +114,11 @@ fn is_version(segment: &str) -> bool {
 /// A name of a model as one segment of a path.
 fn segment(name: &str) -> String {
     escaped(name, |byte| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte))
+}
+
+/// A text as the value of a parameter of a query.
+pub fn query_value(text: &str) -> String {
+    segment(text)
 }
 
 /// A name that may stand for several segments, such as `publishers/x/models/y`.

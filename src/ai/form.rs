@@ -72,6 +72,10 @@ impl Form {
         Ok(())
     }
 
+    pub fn body(&self) -> &Bytes {
+        &self.body
+    }
+
     pub fn model(&self) -> Option<&str> {
         self.model.as_ref().map(|(name, _)| name.as_str()).filter(|name| !name.is_empty())
     }

@@ -2,7 +2,8 @@
 
 use super::catalog::ProviderSpec;
 use super::chat::{Stop, Usage};
-use super::cost::{Cost, Used};
+use super::cost::{Cost, Money, Used};
+use super::metering::Found;
 use crate::telemetry::exchange::{AiCall, Tokens};
 
 impl Stop {
@@ -17,16 +18,30 @@ impl Stop {
     }
 }
 
+/// Enters into the record of a call what was found in an answer that passed.
+pub fn settle_found(record: &mut AiCall, spec: &ProviderSpec, model: &str, found: &Found) {
+    if let Some(usage) = &found.usage {
+        record.tokens = Some(Tokens::from(usage));
+    }
+    record.cost = found.cost(spec, model).known().map(Money::nanos);
+}
+
+impl From<&Usage> for Tokens {
+    fn from(usage: &Usage) -> Tokens {
+        Tokens {
+            input: usage.input,
+            output: usage.output,
+            cache_read: usage.cache_read,
+            cache_write: usage.cache_write,
+            reasoning: usage.reasoning,
+        }
+    }
+}
+
 /// Enters into the record of a call what the provider says that it has used. What it does not say stays unknown.
 pub fn settle(record: &mut AiCall, spec: &ProviderSpec, model: &str, usage: Option<&Usage>) {
     let Some(usage) = usage else { return };
-    record.tokens = Some(Tokens {
-        input: usage.input,
-        output: usage.output,
-        cache_read: usage.cache_read,
-        cache_write: usage.cache_write,
-        reasoning: usage.reasoning,
-    });
+    record.tokens = Some(Tokens::from(usage));
     record.cost = match spec.cost(model, &Used::from(*usage)) {
         Cost::Known(money) => Some(money.nanos()),
         Cost::Unknown => None,

@@ -171,4 +171,7 @@ pub struct AiRoute {
     pub models: Vec<String>,
     /// The model of calls that name none. Default: `ai.default_model`.
     pub default_model: Option<String>,
+    /// Providers of which callers here may reach everything, under `/passthrough/PROVIDER/…` and as `/files` and `/batches`: every
+    /// model, and what other callers keep there. Default: none.
+    pub passthrough: Vec<String>,
 }

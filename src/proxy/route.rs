@@ -55,7 +55,7 @@ async fn conclude(proxy: &Proxy, session: &mut Session, ctx: &mut Context, mut n
         next = match next {
             Next::Forward => return Ok(false),
             // Boxed: answers, which are more frequent, need not have room for it.
-            Next::Tunnel => return Box::pin(tunnel::run(proxy, session, ctx)).await.map(|()| true),
+            Next::Tunnel => return Box::pin(tunnel::run(proxy, session, ctx, None)).await.map(|()| true),
             Next::Ai => return Box::pin(ai::run(proxy, session, ctx)).await.map(|()| true),
             Next::Answer(made) => return answer::send(session, ctx, made).await.map(|()| true),
             Next::Refuse(error) => return answer::send_error(session, ctx, error).await.map(|()| true),

@@ -65,17 +65,36 @@ pub fn possible(ctx: &Context) -> Result<()> {
     }
 }
 
-/// Serves the request: attempt after attempt until a target has answered, then the answer or the WebSocket to its end.
-pub async fn run(proxy: &Proxy, session: &mut Session, ctx: &mut Context) -> pingora::Result<()> {
+/// A request that the gateway has written in place of the client's, with a key of its own.
+pub struct Made<'m> {
+    /// In the form for HTTP/1.1.
+    pub head: RequestHeader,
+    /// Sees what the origin says in the WebSocket.
+    pub tap: &'m mut (dyn FnMut(&[u8]) + Send),
+}
+
+/// Serves the request: attempt after attempt until a target has answered, then the answer or the WebSocket to its end. With
+/// `made` the origin is sent that instead of the client's request.
+pub async fn run(
+    proxy: &Proxy,
+    session: &mut Session,
+    ctx: &mut Context,
+    mut made: Option<Made<'_>>,
+) -> pingora::Result<()> {
     loop {
-        match attempt(proxy, session, ctx).await {
+        match attempt(proxy, session, ctx, &mut made).await {
             Err(error) if error.retry() => {}
             served => return served,
         }
     }
 }
 
-async fn attempt(proxy: &Proxy, session: &mut Session, ctx: &mut Context) -> pingora::Result<()> {
+async fn attempt(
+    proxy: &Proxy,
+    session: &mut Session,
+    ctx: &mut Context,
+    made: &mut Option<Made<'_>>,
+) -> pingora::Result<()> {
     let mut peer = forward::peer(session, ctx)?;
     peer.options.set_http_version(1, 1);
     let connecting = proxy.connector.get_http_session(&*peer);
@@ -85,7 +104,7 @@ async fn attempt(proxy: &Proxy, session: &mut Session, ctx: &mut Context) -> pin
         Err(error) => return Err(forward::connect_failed(session, ctx, error.into_up())),
     };
     forward::connected(reused, origin.id(), ctx);
-    match exchange(proxy, session, ctx, origin, &peer).await {
+    match exchange(proxy, session, ctx, origin, &peer, made).await {
         Ok(()) => Ok(()),
         Err(error) => Err(forward::attempt_failed(session, ctx, error, reused)),
     }
@@ -98,13 +117,19 @@ async fn exchange(
     ctx: &mut Context,
     mut origin: OriginHttp1,
     peer: &HttpPeer,
+    made: &mut Option<Made<'_>>,
 ) -> pingora::Result<()> {
     origin.read_timeout = peer.options.read_timeout;
     origin.write_timeout = peer.options.write_timeout;
-    let head = request_head(session, ctx)?;
+    let head = request_head(session, ctx, made.as_ref())?;
     origin.write_request_header(Box::new(head)).await.map_err(|e| e.into_up())?;
     body::request_sent(ctx);
     let head = unless_client_leaves(session, answer_head(&mut origin)).await?.map_err(|e| e.into_up())?;
+    if made.is_some() && matches!(head.status.as_u16(), 401 | 403) {
+        // What is said of the gateway's own key is not for clients.
+        let error = Error::with(Reason::UpstreamProtocol, "the provider refused the gateway's key");
+        return Err(failure::fail(ctx, error));
+    }
     if head.status.as_u16() != 101 {
         forward::answered(session, &head, ctx)?;
         relay(session, ctx, &mut origin, head).await?;
@@ -116,12 +141,12 @@ async fn exchange(
         return Err(pingora::Error::explain(InvalidHTTPHeader, what).into_up());
     }
     forward::answered(session, &head, ctx)?;
-    switch(session, ctx, origin, head).await
+    switch(session, ctx, origin, head, made).await
 }
 
-fn request_head(session: &Session, ctx: &Context) -> pingora::Result<RequestHeader> {
-    let mut head = session.req_header().clone();
-    let offered = head.headers.get(UPGRADE).cloned();
+fn request_head(session: &Session, ctx: &Context, made: Option<&Made<'_>>) -> pingora::Result<RequestHeader> {
+    let mut head = made.map_or_else(|| session.req_header().clone(), |made| made.head.clone());
+    let offered = session.req_header().headers.get(UPGRADE).cloned();
     drop_connection_fields(&mut head);
     forward::request_head(&mut head, ctx);
     head.insert_header(CONNECTION, HeaderValue::from_static("Upgrade"))?;
@@ -178,6 +203,7 @@ async fn switch(
     ctx: &mut Context,
     mut origin: OriginHttp1,
     mut head: ResponseHeader,
+    made: &mut Option<Made<'_>>,
 ) -> pingora::Result<()> {
     // The limits on an answer are not for a WebSocket. Idle ones are ended on the client's side (`timeouts.upgraded`).
     stop_clock(ctx);
@@ -189,11 +215,19 @@ async fn switch(
     if !client.was_upgraded() {
         return Err(not_switched());
     }
+    let mut made = made.take();
     // What came with the head is in the session's buffer and would be lost with it. It is there without waiting.
     let first = once(origin.read_body_bytes()).await;
     if let Some(first) = first.transpose().map_err(|e| e.into_up())?.flatten() {
+        if let Some(made) = &mut made {
+            (made.tap)(&first);
+        }
         client.send_proxy_task(HttpTask::UpgradedBody(Some(first), false));
     }
+    let tap = match &mut made {
+        Some(made) => Some(&mut *made.tap as &mut (dyn FnMut(&[u8]) + Send)),
+        None => None,
+    };
     let mut tunnel = Tunnel {
         client,
         origin: origin.into_inner(),
@@ -202,6 +236,7 @@ async fn switch(
         origin_takes: true,
         stalled: None,
         patience,
+        tap,
     };
     let ended = poll_fn(|cx| tunnel.poll(cx)).await;
     let _ = tokio::time::timeout(GOODBYE, tunnel.origin.shutdown()).await;
@@ -253,6 +288,7 @@ struct Tunnel<'s> {
     /// Runs while the origin takes nothing. The client is not read meanwhile, so that its own time limit is not kept.
     stalled: Option<Pin<Box<Sleep>>>,
     patience: Duration,
+    tap: Option<&'s mut (dyn FnMut(&[u8]) + Send)>,
 }
 
 /// What a step of one way came to.
@@ -339,6 +375,9 @@ impl Tunnel<'_> {
         }
         if piece.filled().is_empty() {
             return Poll::Ready(Ok(Step::Ended));
+        }
+        if let Some(tap) = &mut self.tap {
+            tap(piece.filled());
         }
         let piece = Bytes::copy_from_slice(piece.filled());
         self.client.send_proxy_task(HttpTask::UpgradedBody(Some(piece), false));

@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 
 use super::compile::Ground;
 use super::{Origin, Snapshot};
-use crate::ai::catalog::{Catalog, Credential, ProviderSpec};
+use crate::ai::catalog::{Catalog, Credential, Kind, Mode, Operation, ProviderSpec};
 use crate::ai::endpoint::Endpoint;
 use crate::ai::formats::Format;
 use crate::ai::keys::{Key, KeyState};
@@ -96,9 +96,20 @@ const PREFERRED: [Format; 7] = [
     Format::OpenAiResponses,
 ];
 
+/// Whether a provider's completions take a model. Makers and clouds have them for their oldest models only.
+fn completes(spec: &ProviderSpec, model: &str) -> bool {
+    let chats = || spec.model(model).is_some_and(|model| model.mode == Mode::Chat);
+    !(matches!(spec.kind, Kind::Maker | Kind::Cloud) && chats())
+}
+
 impl Models {
     pub fn provider(&self, name: &str) -> Option<&Provider> {
         self.providers.get(name)
+    }
+
+    /// All of them, in the order of their names.
+    pub fn providers(&self) -> impl Iterator<Item = &Provider> {
+        self.providers.values()
     }
 
     pub fn default_model(&self) -> Option<&str> {
@@ -157,6 +168,16 @@ fn direct<'p>(of: impl IntoIterator<Item = (&'p Provider, &'p str)>) -> Virtual 
 }
 
 impl Provider {
+    /// Where it speaks a format.
+    pub fn speaking(&self, format: Format) -> Option<(&Endpoint, &Arc<Origin>)> {
+        self.endpoints().find(|(endpoint, _)| endpoint.format == format)
+    }
+
+    /// All its addresses, the preferred one first.
+    pub fn endpoints(&self) -> impl Iterator<Item = (&Endpoint, &Arc<Origin>)> {
+        self.endpoints.iter().map(|(endpoint, origin)| (endpoint, origin))
+    }
+
     /// Where a call in a caller's format goes: in the same format if that is spoken there.
     pub fn endpoint(&self, format: Format, model: &str) -> Option<(&Endpoint, &Arc<Origin>)> {
         let known = self.spec.model(model);
@@ -166,8 +187,14 @@ impl Provider {
             .iter()
             .filter(|(endpoint, _)| formats.is_empty() || formats.contains(&endpoint.format))
             .filter(|(endpoint, _)| endpoint.format.provider().is_some());
-        let first = usable.clone().next();
-        usable.find(|(endpoint, _)| endpoint.format == format).or(first).map(|(endpoint, origin)| (endpoint, origin))
+        if format == Format::OpenAiCompletions && completes(&self.spec, model) {
+            let completions = self.speaking(format);
+            if completions.is_some() {
+                return completions;
+            }
+        }
+        let first = usable.clone().find(|(endpoint, _)| endpoint.format != Format::OpenAiCompletions);
+        usable.find(|(endpoint, _)| endpoint.format == format && format != Format::OpenAiCompletions).or(first).map(|(endpoint, origin)| (endpoint, origin))
     }
 }
 
@@ -177,9 +204,25 @@ pub struct AiBackend {
     /// `None`: all.
     allowed: Option<HashSet<Box<str>>>,
     default_model: Option<Box<str>>,
+    /// Names of providers.
+    passthrough: Box<[Box<str>]>,
 }
 
 impl AiBackend {
+    /// The providers of which everything may be reached, in the order of the configuration.
+    pub fn passthrough(&self) -> impl Iterator<Item = &Provider> {
+        self.passthrough.iter().filter_map(|name| self.models.provider(name))
+    }
+
+    /// Whether some model of a provider may be called.
+    pub fn reaches(&self, provider: &Provider) -> bool {
+        let of = |name: &str| {
+            let found = self.models.resolve(name);
+            found.is_some_and(|found| found.get().targets.iter().any(|target| target.provider == provider.name))
+        };
+        self.allowed.as_ref().is_none_or(|allowed| allowed.iter().any(|name| of(name)))
+    }
+
     pub fn allows(&self, name: &str) -> bool {
         self.allowed.as_ref().is_none_or(|allowed| allowed.contains(name))
     }
@@ -258,11 +301,15 @@ pub fn backend(
     {
         unknown_model(&format!("{path}.default_model"), name, models, problems);
     }
+    for (i, name) in route.passthrough.iter().enumerate().filter(|(_, name)| models.provider(name).is_none()) {
+        problems.unknown(format!("{path}.passthrough[{i}]"), "provider", name, models.providers.keys().map(|name| &**name));
+    }
     let allowed = route.models.iter().map(|name| name.as_str().into()).collect::<HashSet<Box<str>>>();
     Some(AiBackend {
         models: models.clone(),
         allowed: (!allowed.is_empty()).then_some(allowed),
         default_model: route.default_model.as_deref().map(Into::into),
+        passthrough: route.passthrough.iter().map(|name| name.as_str().into()).collect(),
     })
 }
 
@@ -321,6 +368,7 @@ impl Compiler<'_> {
         path: &str,
     ) -> Box<[(Endpoint, Arc<Origin>)]> {
         let mut endpoints = Vec::new();
+        let mut completions = None;
         let mut used = BTreeSet::new();
         for format in PREFERRED {
             let own = written.base_urls.get(format.name()).map(|url| Ok(url.clone()));
@@ -336,6 +384,12 @@ impl Compiler<'_> {
                 Some(Err(message)) => self.problems.add(format!("{path}.base_urls.{}", format.name()), message),
                 Some(Ok(endpoint)) => {
                     let origin = self.origin(name, &endpoint, written, path);
+                    if let (Format::OpenAiChat, Some(origin)) = (format, &origin)
+                        && spec.serves(Operation::Completions)
+                    {
+                        let endpoint = endpoint.clone().speaking(Format::OpenAiCompletions);
+                        completions = Some((endpoint, origin.clone()));
+                    }
                     endpoints.extend(origin.map(|origin| (endpoint, origin)));
                 }
             }
@@ -344,6 +398,7 @@ impl Compiler<'_> {
             let place = format!("{path}.base_urls.{unknown}");
             self.problems.unknown(place, "format", unknown, Format::all().map(Format::name));
         }
+        endpoints.extend(completions);
         endpoints.into()
     }
 

@@ -132,6 +132,8 @@ pub struct AiCall {
     pub cost: Option<u64>,
     /// Why the answer ended, in OpenAI's words.
     pub finish: Option<&'static str>,
+    /// The caller has an answer that ends in no such way: vectors, images, speech, whatever a provider keeps.
+    pub served: bool,
     /// Only of calls whose trace is sampled.
     pub traced: Option<Box<TracedCall>>,
 }
@@ -164,7 +166,12 @@ pub struct Tokens {
 
 impl AiCall {
     pub fn new(requested: &str, format: &'static str, stream: bool) -> AiCall {
-        AiCall { requested: requested.into(), format, stream, operation: "chat", ..AiCall::default() }
+        AiCall { requested: requested.into(), format, operation: "chat", stream, ..AiCall::default() }
+    }
+
+    /// Whether a provider has answered it to the end.
+    pub fn is_answered(&self) -> bool {
+        self.finish.is_some() || self.served
     }
 }
 

@@ -7,6 +7,7 @@ mod acl;
 mod admin;
 mod ai;
 mod ai_models;
+mod ai_operations;
 mod anonymous;
 mod api_key;
 mod balance;

@@ -8,6 +8,7 @@ pub mod json_array;
 pub mod json_lines;
 pub mod reframe;
 pub mod sse;
+pub mod websocket;
 
 /// The longest frame. Images come as one event of a few megabytes.
 pub const LONGEST: usize = 32 << 20;

@@ -33,9 +33,9 @@ use crate::telemetry::metrics::Outcome as Counted;
 use crate::upstream::{Failure as Unanswered, Limits, Moment, Outcome, Pick, PickRequest, Timeouts, request_form};
 
 /// The longest whole answer that is taken.
-const LONGEST: usize = 64 << 20;
+pub const LONGEST: usize = 64 << 20;
 /// Of an answer that is an error.
-const LONGEST_ERROR: usize = 256 << 10;
+pub const LONGEST_ERROR: usize = 256 << 10;
 
 /// What is asked of whom.
 pub struct Ask<'a> {
@@ -75,7 +75,7 @@ impl<'a> Ask<'a> {
         let passing = endpoint.format == call.format;
         let hides_usage = passing
             && call.stream
-            && call.format == Format::OpenAiChat
+            && matches!(call.format, Format::OpenAiChat | Format::OpenAiCompletions)
             && !call.head.asks_for_usage()
             && !quirks.has(Quirk::NoStreamOptions);
         let body = match passing {
@@ -303,7 +303,7 @@ async fn ask(http: &mut HttpSession, head: RequestHeader, body: Bytes) -> pingor
 }
 
 /// The first head that is more than an interim one.
-async fn answer_head(http: &mut HttpSession) -> pingora::Result<ResponseHeader> {
+pub async fn answer_head(http: &mut HttpSession) -> pingora::Result<ResponseHeader> {
     for _ in 0..=MOST_INTERIM {
         http.read_response_header().await?;
         if let Some(head) = http.response_header().filter(|head| !head.status.is_informational()) {
@@ -314,7 +314,7 @@ async fn answer_head(http: &mut HttpSession) -> pingora::Result<ResponseHeader> 
 }
 
 /// `None` if it is longer than `most`.
-async fn read_whole(http: &mut HttpSession, most: usize) -> pingora::Result<Option<Bytes>> {
+pub async fn read_whole(http: &mut HttpSession, most: usize) -> pingora::Result<Option<Bytes>> {
     let Some(first) = http.read_response_body().await? else { return Ok(Some(Bytes::new())) };
     let mut whole = BytesMut::new();
     let mut next = Some(first);

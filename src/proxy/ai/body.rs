@@ -14,7 +14,7 @@ use crate::proxy::{Proxy, body};
 use crate::snapshot::ai::{Models, UNIT};
 
 /// Between two pieces of a body. On HTTP/1.1 the listener's own limits hold too; HTTP/2 has no other.
-const PIECE: Duration = Duration::from_secs(60);
+pub const PIECE: Duration = Duration::from_secs(60);
 
 /// Memory that is lent to one body until it is dropped.
 pub type Held = OwnedSemaphorePermit;

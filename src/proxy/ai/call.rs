@@ -8,7 +8,7 @@ use crate::ai::formats::{Caller, Format, PathFacts};
 use crate::ai::passing::Head;
 
 /// Headers of callers that providers of the same format are shown.
-const SHOWN: [HeaderName; 4] = [
+pub const SHOWN: [HeaderName; 4] = [
     HeaderName::from_static("anthropic-version"),
     HeaderName::from_static("anthropic-beta"),
     HeaderName::from_static("openai-beta"),

@@ -8,6 +8,7 @@ use super::call::Call;
 use super::refusal::{self, Refusal, no_such_model};
 use super::{Serving, body, fallback};
 use crate::ai::formats::{Format, PathFacts};
+use crate::ai::operation::Operation;
 use crate::error::Reason;
 use crate::proxy::context::Context;
 use crate::proxy::{Proxy, answer};
@@ -55,6 +56,8 @@ fn before<'s>(serving: &mut Serving<'s>) -> Result<Resolved<'s>, Refusal> {
     let sampled = serving.ctx.observation.as_ref().is_some_and(Observation::is_sampled);
     // A call that cannot be read is refused by whoever has to read it.
     let traced = sampled.then(|| Box::new(call.request().map(TracedCall::from).unwrap_or_default()));
-    serving.ctx.exchange.ai = Some(Box::new(AiCall { started: Some(Instant::now()), traced, ..record }));
+    let operation = Operation::Chat { format: serving.call.format, path: PathFacts::default() }.name();
+    let started = Some(Instant::now());
+    serving.ctx.exchange.ai = Some(Box::new(AiCall { operation, started, traced, ..record }));
     Ok(model)
 }

@@ -7,8 +7,10 @@ use http::HeaderMap;
 use super::attempt::Ask;
 use super::refusal::Refusal;
 use crate::ai::chat::{Failure, FailureKind};
+use crate::ai::formats::Provider as Spoken;
 use crate::ai::keys::Key;
 use crate::ai::retry_after;
+use crate::snapshot::ai::Provider;
 
 /// An attempt that did not come to an answer.
 pub struct Failed {
@@ -61,22 +63,33 @@ pub fn may_be_tried_again(kind: FailureKind) -> bool {
 
 /// What an answer means whose status says that it is an error. A key that was refused rests from now on.
 pub fn refused(ask: &Ask<'_>, status: u16, headers: &HeaderMap, body: &[u8]) -> Failed {
-    let provider = ask.provider;
-    let mut failure = ask.spoken.decode_failure(status, headers, body);
+    let failed = refused_by(ask.provider, ask.key, ask.spoken, status, headers, body);
+    let again = failed.again || (ask.fallback_on_filter && failed.failure.kind == FailureKind::ContentFilter);
+    Failed { again, ..failed }
+}
+
+/// The same, of whatever was asked.
+pub fn refused_by(
+    provider: &Provider,
+    key: Option<&Key>,
+    spoken: &dyn Spoken,
+    status: u16,
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Failed {
+    let mut failure = spoken.decode_failure(status, headers, body);
     if let Some(kind) = provider.spec.failure_kind(status, failure.code.as_deref()) {
         failure.kind = kind;
     }
     let retry_after = retry_after::read(headers);
-    let about_key = Key::concerns(status) && ask.key.is_some();
-    if let (true, Some(key)) = (about_key, ask.key) {
+    let about_key = Key::concerns(status) && key.is_some();
+    if let (true, Some(key)) = (about_key, key) {
         key.refused(status, retry_after);
     }
     if matches!(failure.kind, FailureKind::Authentication | FailureKind::Permission) {
         // It is our key that was refused, not the caller's; and what is said of it may hold a part of it.
-        log::warn!("{}: key {} was refused with {status}", provider.name, ask.key.map_or("-", |key| &key.name));
+        log::warn!("{}: key {} was refused with {status}", provider.name, key.map_or("-", |key| &key.name));
         failure = Failure::new(FailureKind::Server, format!("{} refused the gateway's key", provider.name));
     }
-    let again =
-        may_be_tried_again(failure.kind) || (ask.fallback_on_filter && failure.kind == FailureKind::ContentFilter);
-    Failed { failure, again, retry_after, about_key }
+    Failed { retry_after, about_key, ..failure.into() }
 }

@@ -73,15 +73,15 @@ async fn attempt(serving: &mut Serving<'_>, ask: Ask<'_>) -> pingora::Result<Opt
 
 /// What has been tried for a call.
 #[derive(Default)]
-struct Tried {
+pub struct Tried {
     keys: Vec<Arc<str>>,
     given_up: Vec<Target>,
-    last: Option<Refusal>,
+    pub last: Option<Refusal>,
 }
 
 impl Tried {
     /// Who is asked next, and with which key.
-    fn next<'m>(&self, models: &'m Models, model: &'m Virtual) -> Option<(&'m Provider, &'m Target, Option<&'m Key>)> {
+    pub fn next<'m>(&self, models: &'m Models, model: &'m Virtual) -> Option<(&'m Provider, &'m Target, Option<&'m Key>)> {
         let usable = |target: &Target| {
             !self.given_up.iter().any(|other| other.provider == target.provider && other.model == target.model)
                 && models.provider(&target.provider).is_some_and(|provider| payable(provider, target, &self.keys))
@@ -92,13 +92,13 @@ impl Tried {
     }
 
     /// A target cannot be asked for this at all.
-    fn cannot(&mut self, target: &Target, failure: Failure) {
+    pub fn cannot(&mut self, target: &Target, failure: Failure) {
         self.given_up.push(target.clone());
         self.last = Some(failure.into());
     }
 
     /// An attempt has failed.
-    fn failed(&mut self, model: &Virtual, provider: &Provider, target: &Target, key: Option<&Key>, failed: Failed) {
+    pub fn failed(&mut self, model: &Virtual, provider: &Provider, target: &Target, key: Option<&Key>, failed: Failed) {
         match (failed.about_key, key) {
             (true, Some(key)) if provider.keys.len() > 1 => self.keys.push(key.name.clone()),
             // Another try at the same one helps only where there is no other and nothing was said against it.
@@ -110,12 +110,12 @@ impl Tried {
 }
 
 /// Whether there is a key for a target, or it needs none.
-fn payable(provider: &Provider, target: &Target, tried: &[Arc<str>]) -> bool {
+pub fn payable(provider: &Provider, target: &Target, tried: &[Arc<str>]) -> bool {
     provider.keys.is_empty() || keys::choose(&provider.keys, &target.model, tried).is_some()
 }
 
 /// Every key rests: asking again makes sense when the first of them has rested.
-fn nobody(models: &Models, model: &Virtual) -> Refusal {
+pub fn nobody(models: &Models, model: &Virtual) -> Refusal {
     let rest = |target: &Target| keys::first_rested(&models.provider(&target.provider)?.keys, &target.model);
     let failure = Failure::new(FailureKind::Overloaded, "no provider of this model can be asked at the moment");
     let rested = model.targets.iter().filter(|target| target.weight > 0).filter_map(rest).min();

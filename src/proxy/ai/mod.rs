@@ -9,6 +9,8 @@
 //! - [`fallback`] goes from target to target; each [`attempt`] is one exchange up to the first content, its request written by
 //!   [`request`], and [`failed`] says what its failure means.
 //! - [`whole`] and [`stream`] send the answer: each shows it to whoever has to see it first.
+//! - Calls beyond chat are answered by [`task`] where they name a model, by [`raw`] where they pass as they are, and by
+//!   [`realtime`] where they are WebSockets; all over [`outgoing`] and [`relay`].
 //! - [`refusal`] answers instead, and [`list`] says what there is to call.
 
 mod attempt;
@@ -18,9 +20,14 @@ mod chat;
 mod failed;
 mod fallback;
 mod list;
+mod outgoing;
+mod raw;
+mod realtime;
 mod refusal;
+mod relay;
 mod request;
 mod stream;
+mod task;
 mod whole;
 
 use http::{HeaderName, HeaderValue};
@@ -76,6 +83,14 @@ pub async fn run(proxy: &Proxy, session: &mut Session, ctx: &mut Context) -> pin
             None => refusal::send(session, ctx, format, &refusal::no_such_model(name).into()).await,
         },
         Some(Operation::Chat { format, path }) => Box::pin(chat::answer(proxy, session, ctx, ai, format, path)).await,
+        Some(operation @ (Operation::CountTokens { .. } | Operation::Embeddings { .. } | Operation::Task(_))) => {
+            Box::pin(task::answer(proxy, session, ctx, ai, operation)).await
+        }
+        Some(Operation::Stored(stored)) => Box::pin(raw::stored(proxy, session, ctx, ai, stored)).await,
+        Some(Operation::Passthrough { provider, path }) => {
+            Box::pin(raw::passthrough(proxy, session, ctx, ai, provider, path)).await
+        }
+        Some(Operation::Realtime) => Box::pin(realtime::answer(proxy, session, ctx, ai)).await,
     }
 }
 

@@ -11,13 +11,17 @@ use super::call::Call;
 use crate::ai::catalog::Operation;
 use crate::ai::credentials::sigv4::{SigV4, Unsigned};
 use crate::ai::endpoint::show_key;
+use crate::ai::formats::Format;
 
-const GATEWAY: HeaderValue = HeaderValue::from_static(concat!("headgate/", env!("CARGO_PKG_VERSION")));
+pub const GATEWAY: HeaderValue = HeaderValue::from_static(concat!("headgate/", env!("CARGO_PKG_VERSION")));
 
 /// The head of what is asked, without what shows who pays. `None` if it would not be legal.
 pub fn head(ask: &Ask<'_>, call: &Call<'_>) -> Option<RequestHeader> {
     let spec = &ask.provider.spec;
-    let own = spec.path(Operation::Chat);
+    let own = spec.path(match ask.endpoint.format {
+        Format::OpenAiCompletions => Operation::Completions,
+        _ => Operation::Chat,
+    });
     let path = ask.endpoint.chat_path(&ask.target.model, call.stream, Some(own), spec.quirks());
     let mut head = RequestHeader::build_no_case("POST", path.as_bytes(), Some(12)).ok()?;
     let mut put = |name: HeaderName, value: HeaderValue| head.insert_header(name, value).is_ok();
@@ -48,11 +52,14 @@ pub fn pay(ask: &Ask<'_>, head: &mut RequestHeader) -> Option<()> {
 }
 
 /// Signs a request as AWS wants it.
-fn sign(head: &mut RequestHeader, authority: &str, body: &[u8], signer: &SigV4) -> Option<()> {
+pub fn sign(head: &mut RequestHeader, authority: &str, body: &[u8], signer: &SigV4) -> Option<()> {
     let target = head.uri.path_and_query()?;
     let (path, query) = (target.path(), target.query().unwrap_or_default());
-    let headers = [("host", authority), ("content-type", "application/json")];
-    let signed = signer.sign(Unsigned { method: "POST", path, query, headers: &headers, body }, Timestamp::now());
+    let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let mut headers = vec![("host", authority)];
+    headers.extend(content_type.map(|value| ("content-type", value)));
+    let method = head.method.as_str();
+    let signed = signer.sign(Unsigned { method, path, query, headers: &headers, body }, Timestamp::now());
     let mut put = |name: &'static str, text: &str| {
         let mut value = HeaderValue::from_str(text).ok()?;
         value.set_sensitive(true);

@@ -9,7 +9,7 @@
 //! or a call were refused, where the caller is not told), `upstream?`, `target?`, `attempts`, `upstream_connect?`, `upstream_first_byte?`
 //! (seconds), `ai?` (of a call of a model), `referer?`, `user_agent?`, and then the configured `fields`.
 //!
-//! The members of `ai`: `requested` (the name asked for), `format` (the caller's dialect), `stream`, `provider?`, `model?` (the
+//! The members of `ai`: `requested` (the name asked for), `operation`, `format` (the caller's dialect), `stream`, `provider?`, `model?` (the
 //! provider's name of it), `key?` (its place in the configuration), `attempts`, `first_token?` (seconds to the first content
 //! of a stream), `input_tokens?`, `output_tokens?`, `cache_read_tokens?`, `cache_write_tokens?`, `reasoning_tokens?`, `cost?`
 //! (dollars; left out while unknown), `finish?` (why the answer ended).
@@ -206,6 +206,8 @@ fn ai(call: &AiCall, out: &mut String) {
     let name = |name: &Arc<str>| (!name.is_empty()).then(|| name.clone());
     out.push_str(",\"ai\":{\"requested\":\"");
     escape::json(call.requested.as_bytes(), out);
+    out.push_str("\",\"operation\":\"");
+    out.push_str(call.operation);
     out.push_str("\",\"format\":\"");
     out.push_str(call.format);
     out.push_str(if call.stream { "\",\"stream\":true" } else { "\",\"stream\":false" });

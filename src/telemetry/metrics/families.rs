@@ -78,17 +78,17 @@ families! {
         "Questions that Redis has answered.";
     REDIS_FAILURES = "headgate_redis_failures_total", COUNTER, [],
         "Questions that Redis has not answered, or not in time.";
-    AI_CALLS = "headgate_ai_calls_total", COUNTER, ["provider", "model"],
+    AI_CALLS = "headgate_ai_calls_total", COUNTER, ["provider", "model", "operation"],
         "Finished calls of models, by who was asked last.";
-    AI_FAILURES = "headgate_ai_failures_total", COUNTER, ["provider", "model"],
+    AI_FAILURES = "headgate_ai_failures_total", COUNTER, ["provider", "model", "operation"],
         "Of them, those that no whole answer came of.";
-    AI_FALLBACKS = "headgate_ai_fallbacks_total", COUNTER, ["provider", "model"],
+    AI_FALLBACKS = "headgate_ai_fallbacks_total", COUNTER, ["provider", "model", "operation"],
         "Attempts beyond the first of a call, by who was asked last.";
-    AI_TOKENS = "headgate_ai_tokens_total", COUNTER, ["provider", "model", "type"],
+    AI_TOKENS = "headgate_ai_tokens_total", COUNTER, ["provider", "model", "operation", "type"],
         "Tokens as providers report them. `input` includes those of the cache, `output` those of reasoning.";
-    AI_COST = "headgate_ai_cost_dollars_total", COUNTER, ["provider", "model"],
+    AI_COST = "headgate_ai_cost_dollars_total", COUNTER, ["provider", "model", "operation"],
         "What calls have cost, where it is known.";
-    AI_UNPRICED = "headgate_ai_unpriced_calls_total", COUNTER, ["provider", "model"],
+    AI_UNPRICED = "headgate_ai_unpriced_calls_total", COUNTER, ["provider", "model", "operation"],
         "Answered calls whose cost is unknown.";
     AI_CONSUMER_CALLS = "headgate_ai_consumer_calls_total", COUNTER, ["consumer"],
         "Finished calls of models, by who called; the thousand first are counted by name.";

@@ -1,4 +1,4 @@
-//! What is counted of calls of models: by provider and model, and by who called.
+//! What is counted of calls of models: by provider, model and operation, and by who called.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,13 +34,13 @@ type Map<K, V> = papaya::HashMap<K, V, foldhash::fast::RandomState>;
 /// All models that have been called, and who has called.
 #[derive(Default)]
 pub struct Models {
-    models: Map<(Arc<str>, Arc<str>), ModelCounts>,
+    /// By provider, model and operation.
+    models: Map<(Arc<str>, Arc<str>, &'static str), ModelCounts>,
     consumers: Map<Arc<str>, ConsumerCounts>,
 }
 
 struct ModelCounts {
     provider_kind: Arc<str>,
-    operation: &'static str,
     calls: AtomicU64,
     failed: AtomicU64,
     /// Attempts beyond the first of each call.
@@ -72,7 +72,6 @@ impl ModelCounts {
     fn new(call: &AiCall) -> ModelCounts {
         ModelCounts {
             provider_kind: call.provider_kind.clone(),
-            operation: call.operation,
             calls: AtomicU64::default(),
             failed: AtomicU64::default(),
             fallbacks: AtomicU64::default(),
@@ -94,7 +93,7 @@ impl ModelCounts {
     fn record(&self, call: &AiCall) {
         add(&self.calls, 1);
         add(&self.fallbacks, u64::from(call.attempts.saturating_sub(1)));
-        if call.finish.is_none() {
+        if !call.is_answered() {
             add(&self.failed, 1);
         }
         if let Some(tokens) = call.tokens {
@@ -108,7 +107,7 @@ impl ModelCounts {
         }
         match call.cost {
             Some(nanos) => add(&self.cost_nanos, nanos),
-            None if call.finish.is_some() => add(&self.unpriced, 1),
+            None if call.is_answered() => add(&self.unpriced, 1),
             None => {}
         }
         let Some(duration) = call.duration else { return };
@@ -122,8 +121,8 @@ impl ModelCounts {
         }
     }
 
-    fn collect(&self, provider: &str, model: &str, out: &mut Gathered) {
-        let labels = [("provider", provider), ("model", model)];
+    fn collect(&self, provider: &str, model: &str, operation: &str, out: &mut Gathered) {
+        let labels = [("provider", provider), ("model", model), ("operation", operation)];
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed) as f64;
         out.add(families::AI_CALLS, &labels, read(&self.calls));
         out.add(families::AI_FAILURES, &labels, read(&self.failed));
@@ -138,13 +137,13 @@ impl ModelCounts {
             ("reasoning", &self.reasoning),
         ];
         for (kind, counter) in tokens {
-            out.add(families::AI_TOKENS, &[labels[0], labels[1], ("type", kind)], read(counter));
+            out.add(families::AI_TOKENS, &[labels[0], labels[1], labels[2], ("type", kind)], read(counter));
         }
         let [provider, kind, model, operation] = [
             ("provider", provider),
             ("gen_ai_provider_name", &*self.provider_kind),
             ("gen_ai_request_model", model),
-            ("gen_ai_operation_name", self.operation),
+            ("gen_ai_operation_name", operation),
         ];
         for (direction, usage) in [("input", &self.input_usage), ("output", &self.output_usage)] {
             let labels = [provider, kind, model, operation, ("gen_ai_token_type", direction)];
@@ -193,14 +192,17 @@ impl Models {
             return;
         }
         let models = self.models.pin();
-        let key = (call.provider.clone(), call.model.clone());
+        let key = (call.provider.clone(), call.model.clone(), call.operation);
         let known = models.get(&key);
         let found = match known {
             Some(found) => found,
-            None if call.finish.is_some() && models.len() < MOST_MODELS => {
+            None if call.is_answered() && models.len() < MOST_MODELS => {
                 models.get_or_insert_with(key, || ModelCounts::new(call))
             }
-            None => models.get_or_insert_with((call.provider.clone(), OTHER.into()), || ModelCounts::new(call)),
+            None => {
+                let other = (call.provider.clone(), OTHER.into(), call.operation);
+                models.get_or_insert_with(other, || ModelCounts::new(call))
+            },
         };
         found.record(call);
         let Some(consumer) = consumer else { return };
@@ -215,8 +217,8 @@ impl Models {
     }
 
     pub fn collect(&self, out: &mut Gathered) {
-        for ((provider, model), counts) in &self.models.pin() {
-            counts.collect(provider, model, out);
+        for ((provider, model, operation), counts) in &self.models.pin() {
+            counts.collect(provider, model, operation, out);
         }
         for (consumer, counts) in &self.consumers.pin() {
             counts.collect(consumer, out);

@@ -205,6 +205,24 @@ pub fn decode(format: Format, model: &str, answers: &[(HeaderMap, Bytes)], wante
     }
 }
 
+/// What a caller of Gemini's dialect wrote, for a provider's model of this name: the requests of a batch repeat the path's.
+pub fn rename(body: &Bytes, model: &str) -> Bytes {
+    let Ok(mut document) = serde_json::from_slice::<Value>(body) else { return body.clone() };
+    let name = Value::String(format!("models/{model}"));
+    let mut changed = false;
+    let mut set = |request: &mut Value| {
+        if let Some(own) = request.get_mut("model").filter(|own| **own != name) {
+            *own = name.clone();
+            changed = true;
+        }
+    };
+    match document.get_mut("requests").and_then(Value::as_array_mut) {
+        Some(requests) => requests.iter_mut().for_each(&mut set),
+        None => set(&mut document),
+    }
+    if changed { document.to_string().into() } else { body.clone() }
+}
+
 fn unreadable(error: serde_json::Error) -> Failure {
     Failure::new(FailureKind::Server, format!("the provider's answer holds no vectors: {error}"))
 }
