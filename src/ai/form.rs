@@ -41,7 +41,9 @@ impl Form {
             if rest.starts_with(b"--") {
                 return Ok(form);
             }
-            let Some(part) = rest.strip_prefix(b"\r\n") else { return Err(broken("a boundary is followed by something")) };
+            let Some(part) = rest.strip_prefix(b"\r\n") else {
+                return Err(broken("a boundary is followed by something"));
+            };
             let start = at + 2;
             let length = find.find(part).ok_or_else(|| broken("it does not end"))?;
             form.part(start, part.get(..length).unwrap_or_default())?;
@@ -85,7 +87,11 @@ impl Form {
         match &self.model {
             Some((name, _)) if name == model => vec![self.body.clone()],
             Some((_, place)) => {
-                vec![self.body.slice(..place.start), Bytes::copy_from_slice(model.as_bytes()), self.body.slice(place.end..)]
+                vec![
+                    self.body.slice(..place.start),
+                    Bytes::copy_from_slice(model.as_bytes()),
+                    self.body.slice(place.end..),
+                ]
             }
             None => {
                 let mut part = b"--".to_vec();

@@ -283,7 +283,10 @@ impl Envelope<'_> {
             add(units, found);
         }
         if let Some(input) = self.prompt_eval_count.or(self.input_text_token_count) {
-            add(Usage { input: input.0, output: self.eval_count.map_or(0, |count| count.0), ..Usage::default() }, found);
+            add(
+                Usage { input: input.0, output: self.eval_count.map_or(0, |count| count.0), ..Usage::default() },
+                found,
+            );
         }
         if let Some(Images(images @ 1..)) = self.data {
             found.used.get_or_insert_default().images = images;
@@ -408,12 +411,27 @@ mod tests {
     #[test]
     fn every_known_format_tells_its_usage() {
         for (body, want) in [
-            (r#"{"model":"m","usage":{"prompt_tokens":9,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":3}}}"#, (9, 4, 3)),
-            (r#"{"model":"m","usage":{"input_tokens":9,"output_tokens":4,"input_tokens_details":{"cached_tokens":3}}}"#, (9, 4, 3)),
-            (r#"{"model":"m","usage":{"input_tokens":4,"output_tokens":4,"cache_read_input_tokens":3,"cache_creation_input_tokens":2}}"#, (9, 4, 3)),
-            (r#"{"modelVersion":"m","usageMetadata":{"promptTokenCount":9,"candidatesTokenCount":3,"thoughtsTokenCount":1,"cachedContentTokenCount":3}}"#, (9, 4, 3)),
+            (
+                r#"{"model":"m","usage":{"prompt_tokens":9,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":3}}}"#,
+                (9, 4, 3),
+            ),
+            (
+                r#"{"model":"m","usage":{"input_tokens":9,"output_tokens":4,"input_tokens_details":{"cached_tokens":3}}}"#,
+                (9, 4, 3),
+            ),
+            (
+                r#"{"model":"m","usage":{"input_tokens":4,"output_tokens":4,"cache_read_input_tokens":3,"cache_creation_input_tokens":2}}"#,
+                (9, 4, 3),
+            ),
+            (
+                r#"{"modelVersion":"m","usageMetadata":{"promptTokenCount":9,"candidatesTokenCount":3,"thoughtsTokenCount":1,"cachedContentTokenCount":3}}"#,
+                (9, 4, 3),
+            ),
             (r#"{"model":"m","usage":{"inputTokens":9,"outputTokens":4}}"#, (9, 4, 0)),
-            (r#"{"model":"m","usage":{"billed_units":{"input_tokens":9,"output_tokens":4},"tokens":{"input_tokens":11}}}"#, (9, 4, 0)),
+            (
+                r#"{"model":"m","usage":{"billed_units":{"input_tokens":9,"output_tokens":4},"tokens":{"input_tokens":11}}}"#,
+                (9, 4, 0),
+            ),
             (r#"{"model":"m","meta":{"billed_units":{"input_tokens":9}}}"#, (9, 0, 0)),
             (r#"{"model":"m","prompt_eval_count":9,"eval_count":4}"#, (9, 4, 0)),
             (r#"{"model":"m","usage":{"total_tokens":9}}"#, (9, 0, 0)),

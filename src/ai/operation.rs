@@ -203,7 +203,8 @@ impl<'p> Stored<'p> {
         // The kind's segment is the last one, or the second or third from the end.
         let (at, kind) = path.rmatch_indices('/').take(3).find_map(|(at, _)| {
             let rest = path.get(at..)?;
-            let named = |name: &str| rest.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+            let named =
+                |name: &str| rest.strip_prefix(name).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
             kinds.iter().find(|(name, _)| named(name)).map(|(_, kind)| (at, *kind))
         })?;
         // Anthropic's batches are another thing.

@@ -194,7 +194,10 @@ impl Provider {
             }
         }
         let first = usable.clone().find(|(endpoint, _)| endpoint.format != Format::OpenAiCompletions);
-        usable.find(|(endpoint, _)| endpoint.format == format && format != Format::OpenAiCompletions).or(first).map(|(endpoint, origin)| (endpoint, origin))
+        usable
+            .find(|(endpoint, _)| endpoint.format == format && format != Format::OpenAiCompletions)
+            .or(first)
+            .map(|(endpoint, origin)| (endpoint, origin))
     }
 }
 
@@ -302,7 +305,12 @@ pub fn backend(
         unknown_model(&format!("{path}.default_model"), name, models, problems);
     }
     for (i, name) in route.passthrough.iter().enumerate().filter(|(_, name)| models.provider(name).is_none()) {
-        problems.unknown(format!("{path}.passthrough[{i}]"), "provider", name, models.providers.keys().map(|name| &**name));
+        problems.unknown(
+            format!("{path}.passthrough[{i}]"),
+            "provider",
+            name,
+            models.providers.keys().map(|name| &**name),
+        );
     }
     let allowed = route.models.iter().map(|name| name.as_str().into()).collect::<HashSet<Box<str>>>();
     Some(AiBackend {

@@ -9,7 +9,6 @@ use tokio_tungstenite::tungstenite::handshake::server::{Request, Response};
 use tokio_tungstenite::{accept_hdr_async, client_async};
 
 use crate::support::gateway::problems_of;
-use crate::support::wire::Headers;
 use crate::support::*;
 
 const KEY: &str = "sk-secret-of-the-gateway";
@@ -86,13 +85,15 @@ async fn vectors_pass_as_they_are_and_are_metered() {
 
 #[tokio::test]
 async fn vectors_of_every_kind_of_provider_reach_openais_callers() {
-    let gemini = Origin::start(|_| json_reply(&json!({ "embeddings": [{ "values": [0.5] }, { "values": [1] }] }))).await;
+    let gemini =
+        Origin::start(|_| json_reply(&json!({ "embeddings": [{ "values": [0.5] }, { "values": [1] }] }))).await;
     let cohere = Origin::start(|_| {
-        json_reply(&json!({ "embeddings": { "float": [[0.5], [1]] }, "meta": { "billed_units": { "input_tokens": 9 } } }))
+        json_reply(
+            &json!({ "embeddings": { "float": [[0.5], [1]] }, "meta": { "billed_units": { "input_tokens": 9 } } }),
+        )
     })
     .await;
-    let ollama =
-        Origin::start(|_| json_reply(&json!({ "embeddings": [[0.5], [1]], "prompt_eval_count": 9 }))).await;
+    let ollama = Origin::start(|_| json_reply(&json!({ "embeddings": [[0.5], [1]], "prompt_eval_count": 9 }))).await;
     let titan = Origin::start(|request| {
         let first = String::from_utf8_lossy(&request.body).contains("\"a\"");
         json_reply(&json!({ "embedding": [if first { 0.5 } else { 1.0 }], "inputTextTokenCount": 4 }))
@@ -159,7 +160,8 @@ async fn geminis_callers_get_vectors_of_gemini_and_of_others() {
 #[tokio::test]
 async fn vectors_fall_back_and_a_refused_key_is_never_shown() {
     let broken = Origin::start(|_| {
-        let error = json!({ "error": { "message": format!("Incorrect API key provided: {KEY}"), "code": "invalid_api_key" } });
+        let error =
+            json!({ "error": { "message": format!("Incorrect API key provided: {KEY}"), "code": "invalid_api_key" } });
         Reply::with(401, &[("Content-Type", "application/json")], error.to_string())
     })
     .await;
@@ -185,7 +187,8 @@ async fn tokens_are_counted_by_whoever_counts_and_else_estimated() {
     ];
     let gateway = start(&providers, "", "{}").await;
     let messages = |model: &str| json!({ "model": model, "messages": [{ "role": "user", "content": "Hi there" }] });
-    let count = |model: &str| post("/v1/messages/count_tokens", &messages(model)).header("anthropic-version", "2023-06-01");
+    let count =
+        |model: &str| post("/v1/messages/count_tokens", &messages(model)).header("anthropic-version", "2023-06-01");
     let same = gateway.call(&count("a/claude-x")).await;
     assert_eq!((same.status, same.json()), (200, json!({ "input_tokens": 7 })));
     assert_eq!(anthropic.requests()[0].target, "/v1/messages/count_tokens");
@@ -205,7 +208,10 @@ async fn tokens_are_counted_by_whoever_counts_and_else_estimated() {
     assert_eq!((wrong.status, &wrong.json()["type"]), (400, &json!("error")));
     for line in gateway.access_log(5).await.iter().filter(|line| line["status"] == 200) {
         let ai = &line["ai"];
-        assert_eq!((&ai["operation"], &ai["cost"], ai.get("input_tokens")), (&json!("count_tokens"), &json!(0.0), None));
+        assert_eq!(
+            (&ai["operation"], &ai["cost"], ai.get("input_tokens")),
+            (&json!("count_tokens"), &json!(0.0), None)
+        );
     }
 }
 
@@ -251,7 +257,10 @@ async fn legacy_completions_pass_where_they_are_and_are_translated_where_they_ar
     let whole = gateway.call(&ask("a/claude-x", json!({}))).await;
     let document = whole.json();
     assert_eq!(document["object"], "text_completion", "{}", whole.text());
-    assert_eq!((&document["choices"][0]["text"], &document["choices"][0]["finish_reason"]), (&json!("upon"), &json!("length")));
+    assert_eq!(
+        (&document["choices"][0]["text"], &document["choices"][0]["finish_reason"]),
+        (&json!("upon"), &json!("length"))
+    );
     assert_eq!(document["usage"]["total_tokens"], 5);
     assert_eq!(whole.header("headgate-ai-dropped"), Some("best_of"));
     assert_eq!(body_of(&claude.requests()[0])["messages"][0]["role"], "user");
@@ -318,7 +327,8 @@ async fn a_moderation_needs_no_model_and_images_are_counted() {
     let gateway = start(&[openai(&provider)], "", "{}").await;
     let moderation = gateway.call(&post("/v1/moderations", &json!({ "input": "text" }))).await;
     assert_eq!((moderation.status, moderation.header("headgate-ai-model")), (200, Some("omni-moderation-latest")));
-    let image = gateway.call(&post("/v1/images/generations", &json!({ "model": "gpt-image-1", "prompt": "a cat" }))).await;
+    let image =
+        gateway.call(&post("/v1/images/generations", &json!({ "model": "gpt-image-1", "prompt": "a cat" }))).await;
     assert_eq!((image.status, &image.json()["data"][0]["b64_json"]), (200, &json!("AA==")));
     assert_eq!(provider.requests()[1].target, "/v1/images/generations");
     let line = &gateway.access_log(2).await[1];
@@ -328,19 +338,22 @@ async fn a_moderation_needs_no_model_and_images_are_counted() {
 
 #[tokio::test]
 async fn speech_streams_as_it_comes() {
-    let (reply, feed) =
-        Reply::fed("HTTP/1.1 200 OK\r\nContent-Type: audio/mpeg\r\nSet-Cookie: a=b\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let (reply, feed) = Reply::fed(
+        "HTTP/1.1 200 OK\r\nContent-Type: audio/mpeg\r\nSet-Cookie: a=b\r\nTransfer-Encoding: chunked\r\n\r\n",
+    );
     let reply = std::sync::Mutex::new(Some(reply));
     let provider = Origin::start(move |_| reply.lock().unwrap().take().unwrap()).await;
     let gateway = start(&[openai(&provider)], "", "{}").await;
     let call = post("/v1/audio/speech", &json!({ "model": "openai/tts-1", "input": "Hello", "voice": "alloy" }));
-    let (mut wire, head) = gateway.begin(&call).await;
-    let head: &str = head.as_ref();
-    assert!(head.contains("audio/mpeg") && !head.to_ascii_lowercase().contains("set-cookie"), "{head}");
+    let mut client = gateway.connect().await;
+    client.send(call.bytes()).await.unwrap();
+    let (status, headers) = client.head().await.unwrap();
+    assert_eq!((status, headers.get("content-type"), headers.get("set-cookie")), (200, Some("audio/mpeg"), None));
     assert!(feed.send(b"3\r\n\xff\xfb\x00\r\n".to_vec()));
-    wire.until(b"\xff\xfb\x00").await;
+    assert_eq!(client.chunk().await.unwrap(), Some(b"\xff\xfb\x00".to_vec()), "before the rest is made");
     assert!(feed.send(b"2\r\n\x01\x02\r\n0\r\n\r\n".to_vec()));
-    wire.until(b"\x01\x02").await;
+    assert_eq!(client.chunk().await.unwrap(), Some(b"\x01\x02".to_vec()));
+    assert_eq!(client.chunk().await.unwrap(), None);
     drop(feed);
     let line = &gateway.access_log(1).await[0];
     assert_eq!(line["ai"]["operation"], "speech");
@@ -349,7 +362,9 @@ async fn speech_streams_as_it_comes() {
 }
 
 fn form(model: Option<&str>, file: &[u8]) -> Vec<u8> {
-    let mut body = b"--XX\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\nContent-Type: audio/wav\r\n\r\n".to_vec();
+    let mut body =
+        b"--XX\r\nContent-Disposition: form-data; name=\"file\"; filename=\"a.wav\"\r\nContent-Type: audio/wav\r\n\r\n"
+            .to_vec();
     body.extend_from_slice(file);
     body.extend_from_slice(b"\r\n");
     if let Some(model) = model {
@@ -363,10 +378,13 @@ fn form(model: Option<&str>, file: &[u8]) -> Vec<u8> {
 
 #[tokio::test]
 async fn the_model_of_a_form_is_replaced_and_its_files_stay_as_they_are() {
-    let provider = Origin::start(|_| json_reply(&json!({ "text": "hello", "usage": { "type": "duration", "seconds": 60 } }))).await;
+    let provider =
+        Origin::start(|_| json_reply(&json!({ "text": "hello", "usage": { "type": "duration", "seconds": 60 } })))
+            .await;
     let gateway = start(&[openai(&provider)], "", "{}").await;
     let file: Vec<u8> = (0..30_000u32).map(|n| n as u8).collect();
-    let call = |path: &str, body: Vec<u8>| Call::post(path, body).header("Content-Type", "multipart/form-data; boundary=XX");
+    let call =
+        |path: &str, body: Vec<u8>| Call::post(path, body).header("Content-Type", "multipart/form-data; boundary=XX");
     let answer = gateway.call(&call("/v1/audio/transcriptions", form(Some("openai/whisper-1"), &file))).await;
     assert_eq!((answer.status, &answer.json()["text"]), (200, &json!("hello")), "{}", answer.text());
     let sent = &provider.requests()[0];
@@ -422,24 +440,34 @@ async fn a_path_of_a_provider_passes_as_it_is_and_is_metered() {
     assert_eq!(sent.headers.get("openai-beta"), Some("assistants=v2"));
     let line = &gateway.access_log(1).await[0];
     let ai = &line["ai"];
-    assert_eq!((&ai["operation"], &ai["provider"], &ai["model"]), (&json!("passthrough"), &json!("openai"), &json!("gpt-4o")));
+    assert_eq!(
+        (&ai["operation"], &ai["provider"], &ai["model"]),
+        (&json!("passthrough"), &json!("openai"), &json!("gpt-4o"))
+    );
     assert_eq!((&ai["input_tokens"], &ai["cost"]), (&json!(1000), &json!(0.0035)), "{line}");
     assert!(!line.to_string().contains("secret"), "{line}");
 }
 
 #[tokio::test]
 async fn a_stream_passes_event_by_event_and_its_usage_is_read() {
-    let (reply, feed) = Reply::fed("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n");
+    let (reply, feed) =
+        Reply::fed("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n");
     let reply = std::sync::Mutex::new(Some(reply));
     let provider = Origin::start(move |_| reply.lock().unwrap().take().unwrap()).await;
     let gateway = start(&[openai(&provider)], "", "{ passthrough: [openai] }").await;
     let call = post("/passthrough/openai/v1/chat/completions", &json!({ "model": "gpt-4o", "stream": true }));
-    let (mut wire, _) = gateway.begin(&call).await;
+    let mut client = gateway.connect().await;
+    client.send(call.bytes()).await.unwrap();
+    assert_eq!(client.head().await.unwrap().0, 200);
     let event = |data: &str| format!("{:x}\r\n{data}\r\n", data.len());
-    assert!(feed.send(event("data: {\"model\":\"gpt-4o\",\"choices\":[]}\n\n")));
-    wire.until(b"gpt-4o").await;
-    assert!(feed.send(event("data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":2}}\n\n") + "0\r\n\r\n"));
-    wire.until(b"completion_tokens").await;
+    let first = "data: {\"model\":\"gpt-4o\",\"choices\":[]}\n\n";
+    assert!(feed.send(event(first)));
+    assert_eq!(client.chunk().await.unwrap().as_deref(), Some(first.as_bytes()), "before the rest is said");
+    assert!(feed.send(
+        event("data: {\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":2}}\n\n") + "0\r\n\r\n"
+    ));
+    assert!(client.chunk().await.unwrap().is_some());
+    assert_eq!(client.chunk().await.unwrap(), None);
     drop(feed);
     let ai = &gateway.access_log(1).await[0]["ai"];
     assert_eq!((&ai["model"], &ai["output_tokens"]), (&json!("gpt-4o"), &json!(2)), "{ai}");
@@ -481,9 +509,18 @@ async fn a_large_upload_streams_within_its_bounds() {
     let send = |length: usize| Call::post("/passthrough/openai/v1/uploads", vec![7; length]);
     assert_eq!(gateway.call(&send(60_000)).await.text(), "60000");
     assert_eq!(gateway.call(&send(70_000)).await.status, 413);
-    let chunked = gateway.call(&send(60_000).chunked()).await;
-    assert_eq!(chunked.text(), "60000");
-    assert_eq!(gateway.call(&send(70_000).chunked()).await.status, 413);
+    let chunked = |count: usize| {
+        let head =
+            "POST /passthrough/openai/v1/uploads HTTP/1.1\r\nHost: test.example\r\nTransfer-Encoding: chunked\r\n\r\n";
+        let chunk = [b"2710\r\n".as_slice(), &[7; 10_000], b"\r\n"].concat();
+        [head.as_bytes(), &chunk.repeat(count), b"0\r\n\r\n"].concat()
+    };
+    let mut client = gateway.connect().await;
+    client.send(chunked(6)).await.unwrap();
+    assert_eq!(client.answer().await.unwrap().text(), "60000");
+    let mut client = gateway.connect().await;
+    let _ = client.send(chunked(7)).await;
+    assert_eq!(client.answer().await.unwrap().status, 413);
     assert!(provider.violations().is_empty(), "{:?}", provider.violations());
 }
 
@@ -527,7 +564,11 @@ async fn files_and_batches_are_those_of_the_provider_that_is_meant() {
     assert_eq!(unknown.status, 404);
     let log = gateway.access_log(5).await;
     assert_eq!((&log[0]["ai"]["operation"], &log[0]["ai"]["cost"]), (&json!("files"), &json!(0.0)));
-    assert_eq!((&log[3]["ai"]["operation"], log[3]["ai"].get("cost")), (&json!("batches"), None), "what it will cost is unknown");
+    assert_eq!(
+        (&log[3]["ai"]["operation"], log[3]["ai"].get("cost")),
+        (&json!("batches"), None),
+        "what it will cost is unknown"
+    );
 }
 
 #[tokio::test]
@@ -548,7 +589,11 @@ async fn stored_responses_are_reached_where_they_are_kept() {
         assert_eq!((sent.method.as_str(), sent.target.as_str()), (method, path));
     }
     for line in gateway.access_log(4).await {
-        assert_eq!((&line["ai"]["cost"], line["ai"].get("input_tokens")), (&json!(0.0), None), "it was paid for before");
+        assert_eq!(
+            (&line["ai"]["cost"], line["ai"].get("input_tokens")),
+            (&json!(0.0), None),
+            "it was paid for before"
+        );
     }
     let more = "  models: { mine: { targets: [{ model: chat/x }] } }\n";
     let chat = ("chat", "vllm", "openai_chat", "/v1", &provider);
@@ -557,7 +602,8 @@ async fn stored_responses_are_reached_where_they_are_kept() {
 }
 
 /// A provider of realtime that says what it was asked for, and then returns every message with a usage.
-async fn realtime_provider() -> (std::net::SocketAddr, tokio::sync::mpsc::UnboundedReceiver<(String, Vec<(String, String)>)>) {
+async fn realtime_provider()
+-> (std::net::SocketAddr, tokio::sync::mpsc::UnboundedReceiver<(String, Vec<(String, String)>)>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (seen, heard) = tokio::sync::mpsc::unbounded_channel();
@@ -568,7 +614,8 @@ async fn realtime_provider() -> (std::net::SocketAddr, tokio::sync::mpsc::Unboun
                 #[allow(clippy::result_large_err, reason = "the signature is tungstenite's")]
                 let check = |request: &Request, mut response: Response| {
                     let headers = request.headers().iter();
-                    let headers = headers.map(|(name, value)| (name.to_string(), value.to_str().unwrap_or("").to_owned()));
+                    let headers =
+                        headers.map(|(name, value)| (name.to_string(), value.to_str().unwrap_or("").to_owned()));
                     let _ = seen.send((request.uri().to_string(), headers.collect()));
                     if request.headers().contains_key("sec-websocket-protocol") {
                         response.headers_mut().insert("sec-websocket-protocol", "realtime".parse().unwrap());
@@ -582,7 +629,9 @@ async fn realtime_provider() -> (std::net::SocketAddr, tokio::sync::mpsc::Unboun
                     }
                     let done = json!({ "type": "response.done", "response": { "usage": { "input_tokens": 10, "output_tokens": 4,
                                        "output_token_details": { "audio_tokens": 3 } } } });
-                    if socket.send(message).await.is_err() || socket.send(Message::text(done.to_string())).await.is_err() {
+                    if socket.send(message).await.is_err()
+                        || socket.send(Message::text(done.to_string())).await.is_err()
+                    {
                         return;
                     }
                 }
@@ -596,7 +645,9 @@ async fn realtime_provider() -> (std::net::SocketAddr, tokio::sync::mpsc::Unboun
 async fn a_realtime_call_is_a_websocket_with_the_gateways_key() {
     let (address, mut heard) = realtime_provider().await;
     let text = yaml(&[], "", "{ passthrough: [openai] }")
-        + &format!("    openai: {{ base_urls: {{ openai_chat: 'http://{address}/v1' }}, keys: [{{ secret: env:KEY }}] }}\n");
+        + &format!(
+            "    openai: {{ base_urls: {{ openai_chat: 'http://{address}/v1' }}, keys: [{{ secret: env:KEY }}] }}\n"
+        );
     let gateway = Gateway::builder(&text).environment("KEY", KEY).start().await;
     for (path, want) in [
         ("/v1/realtime?model=openai/gpt-realtime&intent=x", "/v1/realtime?model=gpt-realtime&intent=x"),
@@ -626,9 +677,12 @@ async fn a_realtime_call_is_a_websocket_with_the_gateways_key() {
     let log = gateway.access_log(2).await;
     assert_eq!((&log[0]["ai"]["operation"], &log[1]["ai"]["operation"]), (&json!("realtime"), &json!("passthrough")));
     for line in &log {
-        assert_eq!((&line["ai"]["input_tokens"], &line["ai"]["output_tokens"]), (&json!(20), &json!(8)), "both answers: {line}");
+        assert_eq!(
+            (&line["ai"]["input_tokens"], &line["ai"]["output_tokens"]),
+            (&json!(20), &json!(8)),
+            "both answers: {line}"
+        );
         assert!(!line.to_string().contains("secret"), "{line}");
     }
     assert_eq!(gateway.get("/v1/realtime?model=openai/gpt-realtime").await.status, 400, "no WebSocket is asked for");
-    let _: Option<Headers> = None;
 }

@@ -231,13 +231,7 @@ impl EventEncoder for Encoder {
 
 impl Provider for OpenAiCompletions {
     /// Only callers of completions are passed on to providers of them; who chats has providers of chat.
-    fn encode_request(
-        &self,
-        _: &ChatRequest,
-        _: &str,
-        _: Quirks,
-        _: &mut Dropped,
-    ) -> Result<Vec<u8>, Failure> {
+    fn encode_request(&self, _: &ChatRequest, _: &str, _: Quirks, _: &mut Dropped) -> Result<Vec<u8>, Failure> {
         Err(Failure::new(FailureKind::NotFound, "this model has completions only"))
     }
 

@@ -81,7 +81,8 @@ impl Request {
     pub fn encode(&self, form: Form, model: &str, dropped: &mut Dropped) -> Result<Bytes, Failure> {
         let mut texts = Vec::with_capacity(self.documents.len());
         for (index, document) in self.documents.iter().enumerate() {
-            let none = || Failure::invalid(format!("documents[{index}]"), "the provider of this model ranks texts only");
+            let none =
+                || Failure::invalid(format!("documents[{index}]"), "the provider of this model ranks texts only");
             texts.push(text(document).ok_or_else(none)?);
         }
         let mut out = Vec::with_capacity(256);

@@ -81,7 +81,11 @@ pub struct Tried {
 
 impl Tried {
     /// Who is asked next, and with which key.
-    pub fn next<'m>(&self, models: &'m Models, model: &'m Virtual) -> Option<(&'m Provider, &'m Target, Option<&'m Key>)> {
+    pub fn next<'m>(
+        &self,
+        models: &'m Models,
+        model: &'m Virtual,
+    ) -> Option<(&'m Provider, &'m Target, Option<&'m Key>)> {
         let usable = |target: &Target| {
             !self.given_up.iter().any(|other| other.provider == target.provider && other.model == target.model)
                 && models.provider(&target.provider).is_some_and(|provider| payable(provider, target, &self.keys))

@@ -12,9 +12,9 @@ use pingora::proxy::Session;
 use pingora::upstreams::peer::HttpPeer;
 
 use super::attempt::{LONGEST, LONGEST_ERROR, answer_head, read_whole};
+use super::body;
 use super::failed::Failed;
 use super::request::{self, GATEWAY};
-use super::body;
 use crate::ai::chat::{Failure, FailureKind};
 use crate::ai::endpoint::{Endpoint, show_key};
 use crate::ai::keys::Key;
@@ -51,7 +51,10 @@ pub enum Body {
     /// One after the other.
     Pieces(Vec<Bytes>),
     /// What the caller sends, as it comes, up to `most` bytes. Whether filters leave its length as it is declared is known.
-    Caller { length: Option<u64>, most: u64 },
+    Caller {
+        length: Option<u64>,
+        most: u64,
+    },
 }
 
 /// An exchange whose answer has begun.
@@ -343,4 +346,3 @@ impl Exchange {
         }
     }
 }
-

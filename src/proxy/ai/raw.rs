@@ -30,7 +30,6 @@ use crate::snapshot::ai::{AiBackend, Provider};
 use crate::telemetry::exchange::AiCall;
 use crate::upstream::drop_connection_fields;
 
-
 /// Headers of callers that are about themselves, their credentials or their connection.
 const OWN: [&str; 22] = [
     "authorization",
@@ -83,7 +82,8 @@ pub async fn passthrough(
     let operation = Operation::Passthrough { provider: name, path };
     let Some(provider) = ai.passthrough().find(|provider| *provider.name == *name) else {
         let message = format!("`{}` is no provider that may be reached here", shown(name));
-        return refusal::send(session, ctx, Format::OpenAiChat, &Failure::new(FailureKind::NotFound, message).into()).await;
+        return refusal::send(session, ctx, Format::OpenAiChat, &Failure::new(FailureKind::NotFound, message).into())
+            .await;
     };
     let found = provider.speaking(Format::OpenAiChat).or_else(|| provider.endpoints().next());
     let Some((endpoint, origin)) = found else {
@@ -184,7 +184,10 @@ fn named(session: &Session) -> Option<String> {
     let of_header = head.headers.get(PROVIDER).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let of_query = || {
         let pairs = head.uri.query().unwrap_or_default().split('&');
-        pairs.filter_map(|pair| pair.split_once('=')).find(|(name, _)| *name == "provider").map(|(_, value)| value.to_owned())
+        pairs
+            .filter_map(|pair| pair.split_once('='))
+            .find(|(name, _)| *name == "provider")
+            .map(|(_, value)| value.to_owned())
     };
     of_header.or_else(of_query)
 }
@@ -283,8 +286,7 @@ async fn pass(
     let To { provider, endpoint, origin, key, target, operation } = to;
     let model = "".into();
     let method_of_call = method.clone();
-    let outgoing =
-        Outgoing { provider, endpoint, origin, key, model, method, target, headers, body, follows: false };
+    let outgoing = Outgoing { provider, endpoint, origin, key, model, method, target, headers, body, follows: false };
     let sent = outgoing.send(proxy, session, ctx).await?;
     drop(held);
     let mut exchange = match sent {

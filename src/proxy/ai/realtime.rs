@@ -9,10 +9,10 @@ use http::{HeaderMap, HeaderValue};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
-use super::raw::{caller_headers, is_websocket_header};
 use super::fallback::payable;
-use super::refusal::{self, no_such_model};
 use super::outgoing;
+use super::raw::{caller_headers, is_websocket_header};
+use super::refusal::{self, no_such_model};
 use crate::ai::catalog;
 use crate::ai::chat::{Failure, FailureKind, Usage};
 use crate::ai::endpoint::{Endpoint, query_value, show_key};
@@ -35,12 +35,7 @@ use crate::telemetry::exchange::AiCall;
 const SECRET_PROTOCOLS: [&str; 3] = ["openai-insecure-api-key.", "openai-organization.", "openai-project."];
 
 /// Answers a call of `/realtime`.
-pub async fn answer(
-    proxy: &Proxy,
-    session: &mut Session,
-    ctx: &mut Context,
-    ai: &AiBackend,
-) -> pingora::Result<()> {
+pub async fn answer(proxy: &Proxy, session: &mut Session, ctx: &mut Context, ai: &AiBackend) -> pingora::Result<()> {
     let format = Format::OpenAiChat;
     if !tunnel::asked_for(session) {
         let error = Error::with(Reason::BadRequest, "a call of `realtime` opens a WebSocket");

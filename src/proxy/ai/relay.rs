@@ -102,8 +102,8 @@ async fn send(
 
 fn copy(from: &HeaderMap, to: &mut ResponseHeader) -> pingora::Result<()> {
     for (name, value) in from {
-        let shown = SHOWN.contains(&name.as_str())
-            || SHOWN_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix));
+        let shown =
+            SHOWN.contains(&name.as_str()) || SHOWN_PREFIXES.iter().any(|prefix| name.as_str().starts_with(prefix));
         if shown {
             to.append_header(name.clone(), value.clone())?;
         }

@@ -85,7 +85,10 @@ struct Call<'c> {
 /// How the caller has written it.
 enum Written<'c> {
     Json(Head),
-    Form { form: Form, content_type: &'c str },
+    Form {
+        form: Form,
+        content_type: &'c str,
+    },
     /// The model is in the path.
     Gemini(&'c Bytes),
 }
@@ -183,9 +186,8 @@ impl<'c> Call<'c> {
             input: std::borrow::Cow<'s, str>,
         }
         match self.operation {
-            Operation::Task(Task::Speech) => {
-                serde_json::from_slice::<Spoken<'_>>(self.body()).map_or(0, |spoken| spoken.input.chars().count() as u64)
-            }
+            Operation::Task(Task::Speech) => serde_json::from_slice::<Spoken<'_>>(self.body())
+                .map_or(0, |spoken| spoken.input.chars().count() as u64),
             _ => 0,
         }
     }
@@ -240,12 +242,7 @@ impl<'a> Ask<'a> {
         Ask { endpoint, origin, target, bodies, content_type: JSON, dropped, translated: true }
     }
 
-    fn vectors(
-        call: &mut Call<'_>,
-        provider: &'a Provider,
-        model: &str,
-        dialect: Dialect,
-    ) -> Result<Ask<'a>, Failure> {
+    fn vectors(call: &mut Call<'_>, provider: &'a Provider, model: &str, dialect: Dialect) -> Result<Ask<'a>, Failure> {
         serves(provider, catalog::Operation::Embeddings)?;
         let path = |endpoint: &Endpoint, method: &str| match endpoint.format {
             Format::Gemini => endpoint.gemini_path(model, method),
@@ -301,9 +298,8 @@ impl<'a> Ask<'a> {
             return Ok(Ask::passing(call, same, target, model));
         }
         let found = provider.endpoints().find_map(|at| Some((counts(&at)?, at)));
-        let (target, at) = found.ok_or_else(|| {
-            Failure::new(FailureKind::NotFound, format!("{} counts no tokens", provider.name))
-        })?;
+        let (target, at) =
+            found.ok_or_else(|| Failure::new(FailureKind::NotFound, format!("{} counts no tokens", provider.name)))?;
         let mut dropped = Dropped::default();
         let body = count::prompt(call.chat(path)?, at.0.format, model, quirks, &mut dropped)?;
         Ok(Ask::translated(at, target, vec![body], Dropped::default()))

@@ -41,7 +41,9 @@ struct WireAnswer {
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum WireVectors {
-    ByType { float: Vec<Vec<f32>> },
+    ByType {
+        float: Vec<Vec<f32>>,
+    },
     /// Bedrock's older models.
     Plain(Vec<Vec<f32>>),
 }
