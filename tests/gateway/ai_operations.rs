@@ -686,3 +686,111 @@ async fn a_realtime_call_is_a_websocket_with_the_gateways_key() {
     }
     assert_eq!(gateway.get("/v1/realtime?model=openai/gpt-realtime").await.status, 400, "no WebSocket is asked for");
 }
+
+#[tokio::test]
+async fn the_example_gives_a_team_all_of_a_provider_and_others_its_models() {
+    let provider = Origin::start(|_| json_reply(&vectors())).await;
+    let own = format!("openai: {{ base_urls: {{ openai_chat: 'http://{}/v1' }}, keys", provider.address);
+    let gateway = Gateway::start(&gateway::example("ai_passthrough").replace("openai: { keys", &own)).await;
+    let key = "Bearer hgk_exampleexampleexampleexample01231XI1lm";
+    for (path, status) in [
+        ("/team/passthrough/openai/v1/vector_stores", 200),
+        ("/team/v1/files", 200),
+        ("/team/passthrough/anthropic/v1/models", 404),
+        ("/passthrough/openai/v1/vector_stores", 404),
+        ("/v1/files", 404),
+    ] {
+        assert_eq!(gateway.get(path).await.status, 401, "{path} without a key");
+        assert_eq!(gateway.call(&Call::get(path).header("Authorization", key)).await.status, status, "{path}");
+    }
+    assert_eq!(provider.count(), 2);
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_is_not_made_to_look_whole() {
+    let provider = Origin::start(|_| {
+        Reply::raw("HTTP/1.1 200 OK\r\nContent-Type: audio/mpeg\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+            .close()
+    })
+    .await;
+    let gateway = start(&[openai(&provider)], "", "{ passthrough: [openai] }").await;
+    for path in ["/passthrough/openai/v1/x", "/v1/audio/speech"] {
+        let body = json!({ "model": "openai/tts-1", "input": "Hello" });
+        let mut client = gateway.connect().await;
+        client.send(post(path, &body).bytes()).await.unwrap();
+        assert_eq!(client.head().await.unwrap().0, 200);
+        assert_eq!(client.chunk().await.unwrap(), Some(b"abc".to_vec()));
+        assert!(client.chunk().await.is_err(), "the end of the body must not be told: {path}");
+    }
+    for line in gateway.access_log(2).await {
+        assert_eq!(line["ai"]["provider"], "openai");
+    }
+    assert_eq!(gateway.metric("headgate_ai_failures_total", &[("provider", "openai")]).await, 2.0);
+}
+
+#[tokio::test]
+async fn a_caller_who_leaves_ends_the_providers_work_and_what_was_used_is_kept() {
+    let text =
+        "data: {\"model\":\"gpt-4o\",\"choices\":[],\"usage\":{\"prompt_tokens\":5,\"completion_tokens\":2}}\n\n";
+    let (reply, feed) = Reply::fed(format!(
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n{:x}\r\n{text}\r\n",
+        text.len()
+    ));
+    let reply = std::sync::Mutex::new(Some(reply));
+    let provider = Origin::start(move |_| reply.lock().unwrap().take().unwrap()).await;
+    let gateway = start(&[openai(&provider)], "", "{ passthrough: [openai] }").await;
+    let mut client = gateway.connect().await;
+    client.send(post("/passthrough/openai/v1/chat/completions", &json!({ "stream": true })).bytes()).await.unwrap();
+    assert_eq!(client.head().await.unwrap().0, 200);
+    assert!(client.chunk().await.unwrap().is_some());
+    drop(client);
+    assert!(feed.abandoned().await);
+    assert_eq!(gateway.access_log(1).await[0]["ai"]["output_tokens"], 2);
+}
+
+#[tokio::test]
+async fn a_provider_that_refuses_an_upload_early_is_heard() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        while let Ok((mut tcp, _)) = listener.accept().await {
+            let mut some = [0; 1024];
+            let _ = tcp.read(&mut some).await;
+            let _ =
+                tcp.write_all(b"HTTP/1.1 413 Too Large\r\nContent-Length: 5\r\nConnection: close\r\n\r\nlarge").await;
+            let _ = tcp.shutdown().await;
+            // Whatever is still on the way is not read.
+            let _ = tcp.read(&mut some).await;
+        }
+    });
+    let text = yaml(&[], "", "{ passthrough: [openai] }").replace("64KiB", "32MiB")
+        + &format!(
+            "    openai: {{ base_urls: {{ openai_chat: 'http://{address}/v1' }}, keys: [{{ secret: env:KEY }}] }}\n"
+        );
+    let gateway = Gateway::builder(&text).environment("KEY", KEY).start().await;
+    let small = gateway.call(&Call::post("/passthrough/openai/v1/x", "x")).await;
+    assert_eq!((small.status, small.text().as_str()), (413, "large"));
+    let large = gateway.call(&Call::post("/passthrough/openai/v1/x", vec![7; 20 << 20])).await;
+    assert!(matches!(large.status, 413 | 502), "an answer, and not silence: {}", large.status);
+}
+
+#[tokio::test]
+async fn what_passes_to_amazon_is_signed_as_a_whole() {
+    let provider =
+        Origin::start(|request| json_reply(&json!({ "seen": String::from_utf8_lossy(&request.body) }))).await;
+    let text = yaml(&[], "", "{ passthrough: [bedrock] }")
+        + &format!(
+            "    bedrock: {{ base_urls: {{ bedrock: 'http://{}' }}, keys: [{{ secret: env:AWS }}] }}\n",
+            provider.address
+        );
+    let gateway = Gateway::builder(&text).environment("AWS", "AKIDEXAMPLE:topsecret").start().await;
+    let call = post("/passthrough/bedrock/model/amazon.nova-lite-v1%3A0/invoke", &json!({ "x": 1 }));
+    let answer = gateway.call(&call).await;
+    assert_eq!((answer.status, &answer.json()["seen"]), (200, &json!("{\"x\":1}")), "{}", answer.text());
+    let sent = &provider.requests()[0];
+    assert_eq!(sent.target, "/model/amazon.nova-lite-v1%3A0/invoke");
+    let authorization = sent.headers.get("authorization").unwrap();
+    assert!(authorization.starts_with("AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/"), "{authorization}");
+    assert!(authorization.contains("SignedHeaders=content-type;host;x-amz-date"), "{authorization}");
+}

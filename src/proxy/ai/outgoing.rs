@@ -61,6 +61,8 @@ pub enum Body {
 pub struct Exchange {
     pub http: HttpSession,
     pub head: ResponseHeader,
+    /// The provider answers although the caller is still sending: its connection is not watched, and not kept.
+    early: bool,
     peer: Box<HttpPeer>,
 }
 
@@ -117,8 +119,8 @@ impl Outgoing<'_> {
         let Some(head) = self.head(ctx, http.as_http2().is_some(), peer.is_tls()) else {
             return Ok(Err(Failure::new(FailureKind::Server, "the request could not be written").into()));
         };
-        let head = match self.exchange(proxy, session, ctx, &mut http, head).await? {
-            Ok(head) => head,
+        let (head, early) = match self.exchange(proxy, session, ctx, &mut http, head).await? {
+            Ok(answered) => answered,
             Err(Broken::Provider(error)) => return Ok(Err(self.broken(ctx, &mut pick, &error).into())),
             Err(Broken::Caller(error)) => return Ok(Err(Unsent::Caller(error))),
         };
@@ -131,7 +133,7 @@ impl Outgoing<'_> {
             observation.attempt_finished(&self.origin.metrics, target, Counted::of_status(status), Some(status), now);
         }
         http.set_read_timeout(Some(limits.idle));
-        Ok(Ok(Exchange { http, head, peer }))
+        Ok(Ok(Exchange { http, head, early, peer }))
     }
 
     /// Enters the attempt into the record.
@@ -157,7 +159,11 @@ impl Outgoing<'_> {
         // What is metered has to be read.
         head.insert_header(ACCEPT_ENCODING, HeaderValue::from_static("identity")).ok()?;
         match &self.body {
-            Body::None => {}
+            Body::None if matches!(self.method, Method::GET | Method::HEAD | Method::DELETE) => {}
+            // A body that could be there, and is not, is said to be empty (RFC 9110, section 8.6).
+            Body::None => {
+                head.insert_header(CONTENT_LENGTH, HeaderValue::from(0)).ok()?;
+            }
             Body::Pieces(pieces) => {
                 let length: usize = pieces.iter().map(Bytes::len).sum();
                 head.insert_header(CONTENT_LENGTH, HeaderValue::from(length)).ok()?;
@@ -200,7 +206,7 @@ impl Outgoing<'_> {
         ctx: &mut Context,
         http: &mut HttpSession,
         head: RequestHeader,
-    ) -> pingora::Result<Result<ResponseHeader, Broken>> {
+    ) -> pingora::Result<Result<(ResponseHeader, bool), Broken>> {
         match &self.body {
             Body::Caller { most, .. } => {
                 if let Err(error) = http.write_request_header(Box::new(head)).await {
@@ -210,21 +216,21 @@ impl Outgoing<'_> {
                     Ok(()) => {}
                     // A provider that refuses may have said why before it stopped listening.
                     Err(Broken::Provider(error)) => match answer_head(http).await {
-                        Ok(head) => return Ok(Ok(head)),
+                        Ok(head) => return Ok(Ok((head, true))),
                         Err(_) => return Ok(Err(Broken::Provider(error))),
                     },
                     Err(refused) => return Ok(Err(refused)),
                 }
                 let answered = unless_client_leaves(session, answer_head(http)).await?;
-                Ok(answered.map_err(|error| Broken::Provider(error.into_up())))
+                Ok(answered.map(|head| (head, false)).map_err(|error| Broken::Provider(error.into_up())))
             }
             Body::Pieces(pieces) => {
                 let asked = unless_client_leaves(session, ask(http, head, pieces)).await?;
-                Ok(asked.map_err(|error| Broken::Provider(error.into_up())))
+                Ok(asked.map(|head| (head, false)).map_err(|error| Broken::Provider(error.into_up())))
             }
             Body::None => {
                 let asked = unless_client_leaves(session, ask(http, head, &[])).await?;
-                Ok(asked.map_err(|error| Broken::Provider(error.into_up())))
+                Ok(asked.map(|head| (head, false)).map_err(|error| Broken::Provider(error.into_up())))
             }
         }
     }
@@ -328,13 +334,25 @@ impl Exchange {
     pub async fn whole(&mut self, session: &mut Session) -> pingora::Result<Result<Bytes, Failed>> {
         let success = self.head.status.is_success();
         let most = if success { LONGEST } else { LONGEST_ERROR };
-        let read = unless_client_leaves(session, read_whole(&mut self.http, most)).await?;
+        let read = match self.early {
+            true => read_whole(&mut self.http, most).await,
+            false => unless_client_leaves(session, read_whole(&mut self.http, most)).await?,
+        };
         Ok(match read {
             Ok(Some(body)) => Ok(body),
             Ok(None) if success => Err(Failed::new(FailureKind::Server, "the provider's answer is too long")),
             Ok(None) => Ok(Bytes::new()),
             Err(_) => Err(Failed::new(FailureKind::Server, "the provider's answer broke off")),
         })
+    }
+
+    /// The next piece of the answer.
+    pub async fn piece(&mut self, session: &mut Session) -> pingora::Result<Option<Bytes>> {
+        let read = match self.early {
+            true => self.http.read_response_body().await,
+            false => unless_client_leaves(session, self.http.read_response_body()).await?,
+        };
+        read.map_err(|error| error.into_up())
     }
 
     /// Gives the connection back, if it can serve another call.

@@ -13,7 +13,6 @@ use crate::ai::metering::{Found, Meter};
 use crate::proxy::answer::{X_REQUEST_ID, filter_response};
 use crate::proxy::body;
 use crate::proxy::context::Context;
-use crate::proxy::tunnel::unless_client_leaves;
 
 /// Of an answer of a provider, callers are shown these headers, which are about the answer and not about the provider's
 /// account, cookies or connection.
@@ -80,8 +79,7 @@ async fn send(
     }
     loop {
         // One that breaks off must not end in order, or it would be taken for whole: the error ends the connection.
-        let piece = unless_client_leaves(session, exchange.http.read_response_body()).await?;
-        let piece = piece.map_err(|error| error.into_up())?;
+        let piece = exchange.piece(session).await?;
         if let Some(piece) = &piece {
             meter.push(piece);
         }

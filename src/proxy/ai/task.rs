@@ -269,7 +269,7 @@ impl<'a> Ask<'a> {
         let at = found.ok_or_else(|| serves_no(provider, catalog::Operation::Rerank))?;
         let path = at.0.path(provider.spec.path(catalog::Operation::Rerank));
         let form = rerank::Form::of(at.0.format, provider.spec.quirks());
-        if call.ranks()?.passes(form) {
+        if form == rerank::Form::Common || call.ranks()?.passes(form) {
             return Ok(Ask::passing(call, at, path, model));
         }
         let mut dropped = Dropped::default();
