@@ -100,6 +100,7 @@ impl Outgoing<'_> {
         ctx.exchange.target = Some(pick.target().name().clone());
         if let Some(observation) = &mut ctx.observation {
             observation.attempt_started(&self.origin.metrics, pick.target().name(), started);
+            observation.attempt_asks(&self.provider.otel_name, &self.model);
         }
         let peer = pick.target().peer(&Timeouts::default());
         let connecting = proxy.connector.get_http_session(&*peer);
@@ -144,6 +145,7 @@ impl Outgoing<'_> {
         if let Some(record) = &mut ctx.exchange.ai {
             record.attempts += u32::from(!self.follows);
             record.provider = self.provider.name.clone();
+            record.provider_kind = self.provider.otel_name.clone();
             record.model = self.model.clone();
             record.key = self.key.map(|key| key.name.clone());
         }

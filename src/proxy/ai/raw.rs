@@ -246,6 +246,7 @@ fn enter(ctx: &mut Context, to: &To<'_>) {
         operation: to.operation.name(),
         started: Some(Instant::now()),
         provider: to.provider.name.clone(),
+        provider_kind: to.provider.otel_name.clone(),
         ..record
     }));
 }

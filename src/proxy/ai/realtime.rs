@@ -73,6 +73,7 @@ pub async fn answer(proxy: &Proxy, session: &mut Session, ctx: &mut Context, ai:
     let key = keys::choose(&provider.keys, &target.model, &[]);
     if let Some(record) = &mut ctx.exchange.ai {
         record.provider = provider.name.clone();
+        record.provider_kind = provider.otel_name.clone();
         record.model = target.model.clone();
         record.key = key.map(|key| key.name.clone());
         record.attempts = 1;

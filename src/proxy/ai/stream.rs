@@ -229,7 +229,7 @@ impl Relay {
             }
             ChatEvent::End => self.ended = true,
             ChatEvent::Start { id, model, .. } => self.identity = Some((id.clone(), model.clone())),
-                ChatEvent::Signature { .. } | ChatEvent::PartEnd { .. } => {}
+            ChatEvent::Signature { .. } | ChatEvent::PartEnd { .. } => {}
         }
         if let Way::Translated = self.way {
             self.encoder.encode(event, &mut self.out);

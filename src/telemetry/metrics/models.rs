@@ -202,7 +202,7 @@ impl Models {
             None => {
                 let other = (call.provider.clone(), OTHER.into(), call.operation);
                 models.get_or_insert_with(other, || ModelCounts::new(call))
-            },
+            }
         };
         found.record(call);
         let Some(consumer) = consumer else { return };

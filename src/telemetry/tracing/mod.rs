@@ -155,7 +155,14 @@ impl Trace {
     pub fn attempt_started(&mut self, target: &Arc<str>) {
         if self.sampled {
             let (at, started) = (SystemTime::now(), Instant::now());
-            self.attempts.push(Attempt { span: SpanId::random(), target: target.clone(), at, started, asks: None, end: None });
+            self.attempts.push(Attempt {
+                span: SpanId::random(),
+                target: target.clone(),
+                at,
+                started,
+                asks: None,
+                end: None,
+            });
         }
     }
 

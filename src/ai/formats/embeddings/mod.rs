@@ -117,12 +117,14 @@ impl Dialect {
 impl Request {
     /// The inputs as texts; tokens are refused.
     fn texts(&self) -> Result<Vec<&str>, Failure> {
-        let text = |input| match input {
-            &Input::Text(ref text) => Ok(text.as_str()),
-            Input::Tokens(_) => {
-                Err(Failure::invalid("input", "the provider of this model takes texts only, not numbers of tokens"))
+        fn text(input: &Input) -> Result<&str, Failure> {
+            match input {
+                Input::Text(text) => Ok(text.as_str()),
+                Input::Tokens(_) => {
+                    Err(Failure::invalid("input", "the provider of this model takes texts only, not numbers of tokens"))
+                }
             }
-        };
+        }
         self.inputs.iter().map(text).collect()
     }
 

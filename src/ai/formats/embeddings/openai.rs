@@ -102,10 +102,12 @@ pub fn write_request(request: &Request, model: &str, dropped: &mut Dropped) -> V
 }
 
 fn tokens(request: &Request) -> Vec<&[u64]> {
-    let tokens = |input| match input {
-        &Input::Tokens(ref tokens) => Some(tokens.as_slice()),
-        Input::Text(_) => None,
-    };
+    fn tokens(input: &Input) -> Option<&[u64]> {
+        match input {
+            Input::Tokens(tokens) => Some(tokens),
+            Input::Text(_) => None,
+        }
+    }
     request.inputs.iter().filter_map(tokens).collect()
 }
 
