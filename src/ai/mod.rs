@@ -9,6 +9,7 @@ pub mod endpoint;
 pub mod form;
 pub mod formats;
 pub mod keys;
+pub mod mcp;
 pub mod metering;
 pub mod operation;
 pub mod passing;

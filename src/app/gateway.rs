@@ -19,7 +19,7 @@ use crate::filters::lasting::Lasting;
 use crate::filters::limit::usage::Shown;
 use crate::identity::Consumer;
 use crate::listener::{Ending, ListenerState, Settings};
-use crate::snapshot::{Ground, Published, Snapshot, compile};
+use crate::snapshot::{Backend, Ground, Published, Snapshot, compile};
 use crate::telemetry::metrics::{BreakerState as BreakerMetric, Gathered, Metrics, Source};
 use crate::telemetry::{Plan, Telemetry};
 use crate::upstream::discovery::dns::{Resolver, ResolverConfig};
@@ -338,6 +338,11 @@ impl Source for StateMetrics {
             out.redis(fleet.is_up(), answers, failures);
         }
         out.callers(gateway.lasting.rates.callers() as u64);
+        for route in &gateway.published.current().routes {
+            if let Backend::Mcp(backend) = &route.backend {
+                out.mcp_sessions(&route.name.service, &route.name.route, backend.state.sessions.len());
+            }
+        }
         for (name, listener) in &gateway.listeners {
             out.connections_active(name, listener.counters.active() as u64);
             out.connections_accepted(name, listener.counters.accepted());

@@ -199,6 +199,11 @@ pub fn referenced_files(loaded: &Loaded<Config>) -> Vec<PathBuf> {
         let Some(tls) = &upstream.tls else { continue };
         files.extend([&tls.ca, &tls.certificate, &tls.key].into_iter().flatten().cloned());
     }
+    for route in loaded.config.services.values().flat_map(|service| service.routes.values()) {
+        if let Backend::Mcp(tools) = &route.backend {
+            files.extend(tools.openapi.iter().map(|document| PathBuf::from(&document.file)));
+        }
+    }
     files
 }
 
@@ -290,6 +295,13 @@ pub fn explain(path: &Path, wanted: &str, caller: Option<&str>) -> Result<(), St
         Backend::Redirect(redirect) => format!("redirect {}", redirect.status.get()),
         Backend::Ai(route) if route.models.is_empty() => "all models".to_owned(),
         Backend::Ai(route) => format!("models {}", route.models.join(", ")),
+        Backend::Mcp(mcp) => {
+            let tools: Vec<&str> = mcp.tools.keys().map(String::as_str).collect();
+            let files = mcp.openapi.iter().map(|document| document.file.as_str());
+            let servers = mcp.servers.keys().map(String::as_str);
+            let parts = tools.into_iter().chain(files).chain(servers).collect::<Vec<_>>();
+            format!("tools {}", parts.join(", "))
+        }
     };
     let _ = writeln!(text, "backend  {backend}");
     if let Some(mirror) = &route.mirror {

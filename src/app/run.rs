@@ -25,7 +25,7 @@ use crate::control::admin::Admin;
 use crate::control::readiness::{Phase, Readiness};
 use crate::control::reload::Reloader;
 use crate::listener;
-use crate::proxy::{Proxy, Refuse};
+use crate::proxy::{Internal, Proxy, Refuse};
 
 /// Serves until told to stop. Returns an error, with a remedy where there is one, if serving cannot begin.
 pub fn run(path: &Path, upgrade: bool) -> Result<(), String> {
@@ -67,9 +67,11 @@ pub fn run(path: &Path, upgrade: bool) -> Result<(), String> {
     });
     let refusals = Arc::new(Refuse::new(&gateway.telemetry));
     for listener in gateway.listeners.values() {
-        let proxy = Proxy::new(&gateway.published, &gateway.telemetry, &gateway.mirror, &gateway.connector);
-        let proxy = http_proxy(&conf, proxy);
-        let service = listener::service(listener.clone(), Arc::new(proxy), refusals.clone());
+        let internal = Internal::default();
+        let proxy = Proxy::new(&gateway.published, &gateway.telemetry, &gateway.mirror, &gateway.connector, &internal);
+        let proxy = Arc::new(http_proxy(&conf, proxy));
+        internal.serve_by(&proxy);
+        let service = listener::service(listener.clone(), proxy, refusals.clone());
         server.add_service(Managed { service, role: Role::Traffic(opening.clone()) });
     }
     let admin = Admin {

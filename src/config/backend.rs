@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ai::AiRoute;
+use super::mcp::Mcp;
 use super::units::{Duration, Share};
 
 /// What answers the requests of a route: exactly one of these.
@@ -22,6 +23,8 @@ pub enum Backend {
     Redirect(Redirect),
     /// The models of the section `ai`.
     Ai(AiRoute),
+    /// Tools for agents.
+    Mcp(Box<Mcp>),
 }
 
 /// Divides traffic over upstreams, for canaries and experiments.

@@ -11,6 +11,7 @@ pub mod dns;
 pub mod document;
 pub mod filter_entry;
 pub mod listener;
+pub mod mcp;
 mod problem;
 pub mod redis;
 pub mod reference;

@@ -432,7 +432,7 @@ impl Default for RetryBudget {
 ///
 /// Over HTTP/2, or where it may be negotiated, connections are shared between requests, and the shorter of
 /// `first_byte` and `idle` holds for both.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Timeouts {
     /// Until connected, TLS included.
@@ -457,7 +457,7 @@ impl Default for Timeouts {
 }
 
 /// TLS to the targets.
-#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tls {
     /// Check the target's certificate and name. `false` accepts anybody: for tests.

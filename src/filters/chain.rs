@@ -54,6 +54,11 @@ impl Attached {
         self.compiled.limit.as_ref()
     }
 
+    /// What it does with requests.
+    pub fn request(&self) -> Option<&RequestStep> {
+        self.compiled.request.as_ref()
+    }
+
     /// Headers that only the gateway may set.
     pub fn owned_headers(&self) -> &[HeaderName] {
         &self.compiled.owned_headers

@@ -54,9 +54,32 @@ pub struct ConnectionState {
     phase: AtomicU8,
     expired: AtomicU8,
     closing: AtomicBool,
+    internal: bool,
 }
 
 impl ConnectionState {
+    /// The connection of a request that the gateway makes to itself for a client's: it comes from that client, by the same
+    /// listener, with the certificate that the client has shown.
+    pub fn internal(&self, client: IpAddr) -> ConnectionState {
+        ConnectionState {
+            peer: client,
+            tls: self.tls.clone(),
+            peer_value: OnceLock::new(),
+            listener: self.listener.clone(),
+            settings: self.settings.clone(),
+            accepted: Instant::now(),
+            phase: AtomicU8::new(Phase::Answering as u8),
+            expired: AtomicU8::new(0),
+            closing: AtomicBool::new(false),
+            internal: true,
+        }
+    }
+
+    /// Whether the gateway is its own client here.
+    pub fn is_internal(&self) -> bool {
+        self.internal
+    }
+
     pub(super) fn new(
         peer: IpAddr,
         tls: Option<TlsInfo>,
@@ -75,6 +98,7 @@ impl ConnectionState {
             phase: AtomicU8::new(phase as u8),
             expired: AtomicU8::new(0),
             closing: AtomicBool::new(false),
+            internal: false,
         }
     }
 

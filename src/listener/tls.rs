@@ -48,7 +48,7 @@ pub struct CertificateInfo {
 }
 
 /// What the handshake of one connection agreed on.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct TlsInfo {
     /// `TLSv1.2` or `TLSv1.3`.
     pub version: &'static str,

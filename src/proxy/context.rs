@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue};
 
 use super::mirror::Pending;
 use crate::error::Error;
@@ -54,6 +54,8 @@ pub struct Context {
     pub failure: Option<Error>,
     /// Body bytes received in this attempt, for the body limit.
     pub received: u64,
+    /// The headers as they were before filters took the credentials out, where others are called as the caller.
+    pub received_headers: Option<Box<HeaderMap>>,
 }
 
 /// One try at a target.
@@ -89,6 +91,7 @@ impl Default for Context {
                 limit: None,
                 cause: None,
                 ai: None,
+                mcp: None,
                 upstream: None,
                 target: None,
                 attempts: 0,
@@ -115,6 +118,7 @@ impl Default for Context {
             retrying: false,
             failure: None,
             received: 0,
+            received_headers: None,
         }
     }
 }

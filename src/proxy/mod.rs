@@ -9,6 +9,8 @@ mod context;
 mod failure;
 mod finish;
 mod forward;
+mod internal;
+mod mcp;
 mod mirror;
 mod receive;
 mod refuse;
@@ -32,6 +34,7 @@ use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 
 pub use context::Context;
+pub use internal::Internal;
 pub use refuse::Refuse;
 
 use crate::snapshot::Published;
@@ -44,21 +47,25 @@ pub struct Proxy {
     telemetry: Arc<Telemetry>,
     mirror: Mirror,
     connector: Arc<Connector>,
+    internal: Internal,
 }
 
 impl Proxy {
-    /// `connector` makes the connections for upgrades.
+    /// `connector` makes the connections for what does not go through Pingora's proxying; `internal` serves the requests
+    /// of the gateway to itself.
     pub fn new(
         published: &Arc<Published>,
         telemetry: &Arc<Telemetry>,
         mirror: &Mirror,
         connector: &Arc<Connector>,
+        internal: &Internal,
     ) -> Self {
         Proxy {
             published: published.clone(),
             telemetry: telemetry.clone(),
             mirror: mirror.clone(),
             connector: connector.clone(),
+            internal: internal.clone(),
         }
     }
 }

@@ -105,7 +105,8 @@ fn make_canonical(
     exchange: &mut Exchange,
 ) -> Result<()> {
     canonical_host(head, exchange)?;
-    if connection.tls.as_ref().is_some_and(|tls| !tls.serves(&exchange.host)) {
+    // Requests of our own may be for a host of another certificate.
+    if !connection.is_internal() && connection.tls.as_ref().is_some_and(|tls| !tls.serves(&exchange.host)) {
         return Err(Reason::Misdirected.into());
     }
     if let Some(target) = target {

@@ -12,7 +12,7 @@ use http::header::{ACCESS_CONTROL_REQUEST_METHOD, ORIGIN};
 use pingora::proxy::Session;
 
 use super::context::Context;
-use super::{Proxy, ai, answer, forward, mirror, receive, tunnel};
+use super::{Proxy, ai, answer, forward, mcp, mirror, receive, tunnel};
 use crate::error::{Error, Reason};
 use crate::filters::access::cors::Cors;
 use crate::filters::filter::{Answer, Flow, Request, RequestStep};
@@ -29,6 +29,8 @@ enum Next {
     Tunnel,
     /// Providers of models are asked.
     Ai,
+    /// Tools are called.
+    Mcp,
     Answer(Answer),
     Refuse(Error),
     /// The route has other methods: those of the value for `Allow`.
@@ -57,6 +59,7 @@ async fn conclude(proxy: &Proxy, session: &mut Session, ctx: &mut Context, mut n
             // Boxed: answers, which are more frequent, need not have room for it.
             Next::Tunnel => return Box::pin(tunnel::run(proxy, session, ctx, None)).await.map(|()| true),
             Next::Ai => return Box::pin(ai::run(proxy, session, ctx)).await.map(|()| true),
+            Next::Mcp => return Box::pin(mcp::run(proxy, session, ctx)).await.map(|()| true),
             Next::Answer(made) => return answer::send(session, ctx, made).await.map(|()| true),
             Next::Refuse(error) => return answer::send_error(session, ctx, error).await.map(|()| true),
             Next::OtherMethods(allow) => {
@@ -85,6 +88,9 @@ fn begin(proxy: &Proxy, session: &mut Session, ctx: &mut Context) -> Next {
     }
     with_route(ctx, |route, ctx| {
         ctx.exchange.route = Some(route.name.clone());
+        if let Backend::Mcp(_) = route.backend {
+            ctx.received_headers = Some(Box::new(session.req_header().headers.clone()));
+        }
         filter(proxy, route, session, ctx, 0)
     })
 }
@@ -208,6 +214,7 @@ fn backend(proxy: &Proxy, route: &Route, session: &mut Session, ctx: &mut Contex
             choice.origin.clone()
         }
         Backend::Ai(_) => return Next::Ai,
+        Backend::Mcp(_) => return Next::Mcp,
         Backend::Answer(backend) => {
             let mut request =
                 Request { head: session.req_header_mut(), exchange: &mut ctx.exchange, controls: &mut ctx.controls };

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use http::HeaderName;
 
-use super::ai;
 use super::{Backend, MirrorTo, Origin, OwnedHeaders, Route, Snapshot, Split};
+use super::{ai, mcp};
 use crate::config::service::Access;
 use crate::config::{self, Config, FilterEntry, Problems};
 use crate::filters::authenticate::IdentityHeaders;
@@ -107,7 +107,18 @@ pub fn compile(
             }
             let name = Arc::new(RouteName { service: shared_name.clone(), route: route_name.as_str().into() });
             matches.push(written_match(service_name, service, route_name, route, &path));
-            let backend = {
+            let backend = if let config::Backend::Mcp(tools) = &route.backend {
+                let path = format!("{path}.backend.mcp");
+                let rules = tools.rules.iter().enumerate().map(|(i, rule)| {
+                    attach(Place::Route, &rule.filters, &format!("{path}.rules[{i}].filters"), problems)
+                });
+                let rules = rules.collect();
+                let name = format!("{service_name}/{route_name}");
+                let mut ground = mcp::Ground { config, route: &name, metrics, previous, origins: &mut origins };
+                let mut site =
+                    Site { path: &path, problems, around, directory: &directory, lasting, fleet: fleet.as_ref() };
+                mcp::backend(tools, rules, &mut ground, &mut site).map(|tools| Backend::Mcp(Box::new(tools)))
+            } else {
                 let path = format!("{path}.backend");
                 let site =
                     Site { path: &path, problems, around, directory: &directory, lasting, fleet: fleet.as_ref() };
@@ -243,6 +254,8 @@ fn compile_backend_of(
             answering(compile_backend::<crate::filters::transform::redirect::Redirect>(redirect, &mut at))
         }
         config::Backend::Ai(route) => ai::backend(route, models, &format!("{path}.ai"), at.problems).map(Backend::Ai),
+        // Compiled where the filters of its rules are.
+        config::Backend::Mcp(_) => None,
     }
 }
 

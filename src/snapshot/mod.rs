@@ -2,6 +2,7 @@
 
 pub mod ai;
 mod compile;
+pub mod mcp;
 mod split;
 
 use std::collections::BTreeMap;
@@ -83,6 +84,8 @@ pub enum Backend {
     Answer(Arc<dyn OnRequest>),
     /// Providers of models.
     Ai(ai::AiBackend),
+    /// Tools for agents.
+    Mcp(Box<mcp::McpBackend>),
 }
 
 /// An upstream with what is counted of it.

@@ -78,6 +78,8 @@ pub struct Exchange {
     pub cause: Option<&'static str>,
     /// The call of a model, if it is one.
     pub ai: Option<Box<AiCall>>,
+    /// The message to a server of tools, if it is one.
+    pub mcp: Option<Box<McpCall>>,
 
     // Backend
     pub upstream: Option<Arc<str>>,
@@ -154,6 +156,23 @@ pub struct TracedCall {
     pub response_model: Option<String>,
 }
 
+/// One message to a server of tools. What does not belong to its method is empty.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct McpCall {
+    /// Of the protocol; `batch` for several messages at once, `response` for one that answers a server.
+    pub method: Box<str>,
+    /// The tool, prompt or resource that is asked for, by the name that callers know.
+    pub name: Option<Box<str>>,
+    /// The server behind it; `None` if the gateway answers itself.
+    pub server: Option<Arc<str>>,
+    /// The code of the error that it was answered with.
+    pub error: Option<i64>,
+    /// The tool was called, and says that it has failed.
+    pub tool_failed: bool,
+    /// The name is one that is offered, and may be a label.
+    pub known: bool,
+}
+
 /// Tokens as the provider bills them: those of the cache are part of `input`, those of reasoning of `output`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tokens {
@@ -211,6 +230,7 @@ pub(crate) mod tests {
             limit: None,
             cause: None,
             ai: None,
+            mcp: None,
             upstream: Some("orders".into()),
             target: Some("10.0.0.1:80".into()),
             attempts: 2,

@@ -35,6 +35,7 @@ mod hosts;
 mod http2;
 mod ip_restriction;
 mod jwt;
+mod mcp;
 mod mtls;
 mod nginx_origin;
 mod oauth2_introspection;

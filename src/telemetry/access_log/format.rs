@@ -7,12 +7,15 @@
 //! was forwarded), `protocol`, `status` (0: no answer was sent), `reason?`, `duration` (seconds), `request_bytes`,
 //! `response_bytes`, `service?`, `route?`, `consumer?`, `credential?`, `limit?` (that was hit), `cause?` (why credentials
 //! or a call were refused, where the caller is not told), `upstream?`, `target?`, `attempts`, `upstream_connect?`, `upstream_first_byte?`
-//! (seconds), `ai?` (of a call of a model), `referer?`, `user_agent?`, and then the configured `fields`.
+//! (seconds), `ai?` (of a call of a model), `mcp?` (of a message to a server of tools), `referer?`, `user_agent?`, and then the configured `fields`.
 //!
 //! The members of `ai`: `requested` (the name asked for), `operation`, `format` (the caller's dialect), `stream`, `provider?`, `model?` (the
 //! provider's name of it), `key?` (its place in the configuration), `attempts`, `first_token?` (seconds to the first content
 //! of a stream), `input_tokens?`, `output_tokens?`, `cache_read_tokens?`, `cache_write_tokens?`, `reasoning_tokens?`, `cost?`
 //! (dollars; left out while unknown), `finish?` (why the answer ended).
+//!
+//! The members of `mcp`: `method` (of the protocol), `name?` (of the tool, prompt or resource, as callers know it), `server?`
+//! (behind it), `error?` (the code of the error it was answered with), `tool_failed?` (true if the tool says that it failed).
 
 use std::fmt::Write;
 use std::sync::Arc;
@@ -22,7 +25,7 @@ use http::{HeaderName, header};
 
 use crate::config::Problems;
 use crate::config::telemetry::{AccessLog as Config, Format as Written};
-use crate::telemetry::exchange::AiCall;
+use crate::telemetry::exchange::{AiCall, McpCall};
 use crate::telemetry::redact::Redaction;
 use crate::telemetry::{clock, escape};
 use crate::variables::{Scope, Template, original_target, protocol, seconds, split_target, write_address};
@@ -75,6 +78,7 @@ const MEMBERS: &[&str] = &[
     "upstream_connect",
     "upstream_first_byte",
     "ai",
+    "mcp",
     "referer",
     "user_agent",
 ];
@@ -185,6 +189,9 @@ fn json(line: &Line<'_>, fields: &[(String, Template)], redaction: &Redaction, o
     if let Some(call) = &exchange.ai {
         ai(call, out);
     }
+    if let Some(call) = &exchange.mcp {
+        mcp(call, out);
+    }
     let referer = first_header(&line.scope, &header::REFERER).map(|url| redaction.url(url));
     optional(out, ",\"referer\":\"", referer.as_deref());
     optional(out, ",\"user_agent\":\"", first_header(&line.scope, &header::USER_AGENT));
@@ -225,6 +232,21 @@ fn ai(call: &AiCall, out: &mut String) {
         let _ = write!(out, ",\"cost\":{}.{:09}", nanos / 1_000_000_000, nanos % 1_000_000_000);
     }
     optional(out, ",\"finish\":\"", call.finish.map(str::as_bytes));
+    out.push('}');
+}
+
+/// The message to a server of tools.
+fn mcp(call: &McpCall, out: &mut String) {
+    text(out, ",\"mcp\":{\"method\":\"", call.method.as_bytes());
+    out.push('"');
+    optional(out, ",\"name\":\"", call.name.as_ref().map(|name| name.as_bytes()));
+    optional(out, ",\"server\":\"", call.server.as_ref().map(|name| name.as_bytes()));
+    if let Some(code) = call.error {
+        integer(out, ",\"error\":", code);
+    }
+    if call.tool_failed {
+        out.push_str(",\"tool_failed\":true");
+    }
     out.push('}');
 }
 

@@ -108,6 +108,14 @@ families! {
     GEN_AI_PER_TOKEN = "gen_ai_server_time_per_output_token_seconds", HISTOGRAM,
         ["provider", "gen_ai_provider_name", "gen_ai_request_model", "gen_ai_operation_name"],
         "Time for each token of a streamed answer after its first content.";
+    MCP_MESSAGES = "headgate_mcp_messages_total", COUNTER, ["method"],
+        "Messages of callers of tools, by the method of the protocol.";
+    MCP_CALLS = "headgate_mcp_tool_calls_total", COUNTER, ["server", "tool", "outcome"],
+        "Calls of tools: `success`, `failure` if the tool says so, `error` if it gave no answer. The server of the gateway's own tools is `-`.";
+    MCP_CALL_DURATION = "headgate_mcp_tool_call_duration_seconds", HISTOGRAM, ["server", "tool"],
+        "Time from a call of a tool to the end of its answer.";
+    MCP_SESSIONS = "headgate_mcp_sessions", GAUGE, ["service", "route"],
+        "Sessions of callers of tools.";
     CONNECTIONS_ACTIVE = "headgate_connections_active", GAUGE, ["listener"],
         "Open connections of clients.";
     CONNECTIONS_ACCEPTED = "headgate_connections_accepted_total", COUNTER, ["listener"],
@@ -133,6 +141,10 @@ pub struct Gathered {
 }
 
 impl Gathered {
+    pub fn mcp_sessions(&mut self, service: &str, route: &str, sessions: usize) {
+        self.add(MCP_SESSIONS, &[("service", service), ("route", route)], sessions as f64);
+    }
+
     pub fn target_healthy(&mut self, upstream: &str, target: &str, healthy: bool) {
         self.add(TARGET_HEALTHY, &[("upstream", upstream), ("target", target)], f64::from(u8::from(healthy)));
     }

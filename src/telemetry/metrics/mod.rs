@@ -8,6 +8,7 @@ mod counts;
 mod families;
 mod models;
 mod process;
+mod tools;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -52,6 +53,7 @@ struct Shared {
     upstreams: Mutex<Upstreams>,
     sources: Mutex<Vec<Box<dyn Source>>>,
     models: models::Models,
+    tools: tools::Tools,
     /// Each shard is counted by the requests that began on it, so that they share no count of references either.
     totals: Sharded<Arc<Totals>>,
 }
@@ -287,6 +289,9 @@ impl Metrics {
         if let Some(call) = &exchange.ai {
             self.shared.models.record(call, exchange.consumer().map(|consumer| consumer.name()));
         }
+        if let Some(call) = &exchange.mcp {
+            self.shared.tools.record(call, exchange.duration);
+        }
         if let Some(reason) = exchange.reason {
             self.shared.totals.local().answers[reason as usize].fetch_add(1, Ordering::Relaxed);
         }
@@ -345,6 +350,7 @@ impl Shared {
         self.live_routes().iter().for_each(|route| route.gather(&mut out));
         self.live_upstreams().iter().for_each(|upstream| upstream.gather(&mut out));
         self.models.collect(&mut out);
+        self.tools.collect(&mut out);
         self.sources().iter().for_each(|source| source.collect(&mut out));
         out
     }
