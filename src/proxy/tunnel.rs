@@ -70,11 +70,11 @@ pub struct Made<'m> {
     /// In the form for HTTP/1.1.
     pub head: RequestHeader,
     /// Sees what the origin says in the WebSocket.
-    pub tap: &'m mut Tap,
+    pub tap: &'m mut Tap<'m>,
 }
 
 /// Sees bytes as they pass.
-type Tap = dyn FnMut(&[u8]) + Send;
+type Tap<'t> = dyn FnMut(&[u8]) + Send + 't;
 
 /// Serves the request: attempt after attempt until a target has answered, then the answer or the WebSocket to its end. With
 /// `made` the origin is sent that instead of the client's request.
@@ -228,7 +228,7 @@ async fn switch(
         client.send_proxy_task(HttpTask::UpgradedBody(Some(first), false));
     }
     let tap = match &mut made {
-        Some(made) => Some(&mut *made.tap as &mut Tap),
+        Some(made) => Some(&mut *made.tap as &mut Tap<'_>),
         None => None,
     };
     let mut tunnel = Tunnel {
@@ -291,7 +291,7 @@ struct Tunnel<'s> {
     /// Runs while the origin takes nothing. The client is not read meanwhile, so that its own time limit is not kept.
     stalled: Option<Pin<Box<Sleep>>>,
     patience: Duration,
-    tap: Option<&'s mut Tap>,
+    tap: Option<&'s mut Tap<'s>>,
 }
 
 /// What a step of one way came to.
