@@ -73,6 +73,48 @@ fn explain_lists_filters_in_their_order_and_where_they_came_from() {
 }
 
 #[test]
+fn explain_shows_the_filters_of_a_consumer_and_its_plan_and_says_that_there_are_some() {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("conf/examples/caller_filters.yaml");
+    let explain = |more: &[&str]| headgate(&[&["explain", "orders/all", "-c", file.to_str().unwrap()], more].concat());
+    let lines =
+        |output| said(&output).split('\n').map(|line| line.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+    let everyone: Vec<String> = lines(explain(&[]));
+    assert!(everyone.iter().any(|line| line == "limit rate_limit from service orders"), "{everyone:?}");
+    assert!(everyone.iter().any(|line| line.starts_with("more with: plan free, consumer guest;")), "{everyone:?}");
+    let mobile: Vec<String> = lines(explain(&["--consumer", "mobile"]));
+    for line in ["limit rate_limit from plan free", "transform headers from plan free"] {
+        assert!(mobile.iter().any(|known| known == line), "{mobile:?}");
+    }
+    assert!(!mobile.iter().any(|line| line.starts_with("limit") && line.ends_with("service orders")), "{mobile:?}");
+    let guest: Vec<String> = lines(explain(&["--consumer", "guest"]));
+    assert!(guest.iter().any(|line| line == "authorise acl from consumer guest"), "{guest:?}");
+    let nobody = explain(&["--consumer", "mobil"]);
+    assert!(!nobody.status.success() && said(&nobody).contains("did you mean mobile?"), "{}", said(&nobody));
+}
+
+#[test]
+fn a_filter_that_runs_before_the_caller_is_known_cannot_stand_on_a_consumer_or_a_plan() {
+    let yaml = "listeners: { http: { address: 127.0.0.1:8080 } }
+plans: { gold: { filters: [{ cors: { origins: ['https://shop.example'] } }] } }
+consumers: { mobile: { filters: [{ rate_limit: { rate: 1/s } }, { api_key: {} }] } }
+";
+    let folder = Scratch::new();
+    let file = folder.write("headgate.yaml", yaml);
+    let output = headgate(&["check", "-c", file.to_str().unwrap()]);
+    let text = said(&output);
+    assert!(!output.status.success(), "{text}");
+    for part in [
+        "plans.gold.filters[0].cors",
+        "stage guard",
+        "consumers.mobile.filters[1].api_key",
+        "stage authenticate",
+        "2 problems",
+    ] {
+        assert!(text.contains(part), "{part} is missing:\n{text}");
+    }
+}
+
+#[test]
 fn schema_is_json_that_describes_filters() {
     let output = headgate(&["schema"]);
     let schema: serde_json::Value = serde_json::from_slice(&output.stdout).expect("a JSON document");

@@ -291,7 +291,8 @@ async fn a_call_of_a_model_is_traced_and_counted_by_the_conventions_for_generati
     assert_eq!(site.gateway.call(&call).await.status, 200);
 
     let spans = site.spans(3).await;
-    let named = |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{name}: {spans:#?}"));
+    let named =
+        |name: &str| spans.iter().find(|span| span.name == name).unwrap_or_else(|| panic!("{name}: {spans:#?}"));
     let (first, second) = (named("chat gpt-4o"), named("chat mistral-large-latest"));
     assert_eq!((first.kind, second.kind), (SpanKind::Client as i32, SpanKind::Client as i32));
     let of = |span, key: &str| attribute(span, key).unwrap_or_else(|| panic!("{key}: {span:#?}"));
