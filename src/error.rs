@@ -52,6 +52,8 @@ macro_rules! reasons {
 reasons! {
     /// The bytes are not one unambiguous HTTP request.
     BadRequest = "bad_request", 400, Client, "Bad request", "http_request_error";
+    /// A guardrail, or a provider's filter, refuses what is asked of a model.
+    ContentFiltered = "content_filtered", 400, Client, "Refused for its content", "http_request_denied";
     /// The path has no single canonical form.
     BadPath = "bad_path", 400, Client, "Ambiguous path", "http_request_error";
     BadHost = "bad_host", 400, Client, "Bad host", "http_request_error";

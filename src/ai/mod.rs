@@ -1,5 +1,6 @@
 //! One AI call: what callers and providers say, in which words, and what it costs. Knows nothing of routes and filters.
 
+pub mod answers;
 pub mod catalog;
 pub mod chat;
 pub mod cost;
@@ -8,6 +9,7 @@ pub mod credentials;
 pub mod endpoint;
 pub mod form;
 pub mod formats;
+pub mod guardrails;
 pub mod keys;
 pub mod mcp;
 pub mod metering;

@@ -6,6 +6,8 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::SecretRef;
+use super::answer_cache::AnswerCache;
+use super::guardrails::Guardrail;
 use super::units::{Duration, Size};
 use super::upstream::{Timeouts, Tls};
 
@@ -29,6 +31,11 @@ pub struct Ai {
     /// Names of your own, each for one or more models of providers. They go before names of providers' models.
     #[schemars(extend("propertyNames" = model_name_schema()))]
     pub models: BTreeMap<String, VirtualModel>,
+    /// What is looked for in calls and answers, by names that routes and models refer to.
+    #[schemars(extend("propertyNames" = super::root::name_schema()))]
+    pub guardrails: BTreeMap<String, Guardrail>,
+    /// What answers may take that routes keep (`cache`), all together. Those that are used least go first.
+    pub cache_size: Size,
     /// The model of calls that name none.
     pub default_model: Option<String>,
     /// Bodies of calls are held in memory, for another attempt; longer ones are refused (413).
@@ -42,6 +49,8 @@ impl Default for Ai {
         Ai {
             providers: BTreeMap::new(),
             models: BTreeMap::new(),
+            guardrails: BTreeMap::new(),
+            cache_size: Size::mib(64),
             default_model: None,
             max_body: Size::mib(32),
             memory: Size::mib(512),
@@ -109,6 +118,9 @@ pub struct VirtualModel {
     /// Whether another target is tried when a provider's filter refuses.
     #[serde(default)]
     pub fallback_on_filter: bool,
+    /// Guardrails of `ai.guardrails` that hold for its calls, besides those of the route.
+    #[serde(default)]
+    pub guardrails: Vec<String>,
 }
 
 /// One model of a provider, as a target.
@@ -174,4 +186,8 @@ pub struct AiRoute {
     /// Providers of which callers here may reach everything, under `/passthrough/PROVIDER/…` and as `/files` and `/batches`: every
     /// model, and what other callers keep there. Default: none.
     pub passthrough: Vec<String>,
+    /// Guardrails of `ai.guardrails` that hold for every call here.
+    pub guardrails: Vec<String>,
+    /// Gives answers again to who asks the same. Default: every call is a provider's.
+    pub cache: Option<AnswerCache>,
 }

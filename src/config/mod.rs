@@ -4,12 +4,14 @@
 //! without problems is decoded. What the values mean together is found when a snapshot is compiled.
 
 pub mod ai;
+pub mod answer_cache;
 pub mod backend;
 pub mod check;
 pub mod consumer;
 pub mod dns;
 pub mod document;
 pub mod filter_entry;
+pub mod guardrails;
 pub mod listener;
 pub mod mcp;
 mod problem;

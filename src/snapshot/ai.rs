@@ -8,12 +8,15 @@ use tokio::sync::Semaphore;
 
 use super::compile::Ground;
 use super::{Origin, Snapshot};
+use crate::ai::answers::{self, Answers};
 use crate::ai::catalog::{Catalog, Credential, Kind, Mode, Operation, ProviderSpec};
 use crate::ai::endpoint::Endpoint;
 use crate::ai::formats::Format;
+use crate::ai::guardrails::Guardrail;
 use crate::ai::keys::{Key, KeyState};
 use crate::ai::targets::{Target, TargetState};
 use crate::config::ai::{self as written, Strategy};
+use crate::config::answer_cache::{self, AnswerCache};
 use crate::config::units;
 use crate::config::upstream::{self, Timeouts};
 use crate::config::{Config, Problems};
@@ -24,6 +27,13 @@ pub struct Models {
     providers: BTreeMap<Arc<str>, Provider>,
     virtuals: BTreeMap<Box<str>, Virtual>,
     default_model: Option<Box<str>>,
+    /// Where webhooks of guardrails are, by their addresses.
+    webhooks: BTreeMap<Box<str>, (Endpoint, Arc<Origin>)>,
+    guardrails: BTreeMap<Box<str>, Arc<Guardrail>>,
+    /// Answers that were given before.
+    pub answers: Arc<Answers>,
+    /// Stands for all of the section: what was answered under another one is not given again.
+    version: [u8; 32],
     /// Their names, those first that are asked first for a model that several have.
     by_kind: Box<[Arc<str>]>,
     /// See [`Models::names`].
@@ -64,6 +74,7 @@ pub struct Virtual {
     pub attempts: u32,
     pub first_token: Option<Duration>,
     pub fallback_on_filter: bool,
+    pub guardrails: Box<[Arc<Guardrail>]>,
 }
 
 /// Who answers calls of one name.
@@ -116,6 +127,10 @@ impl Models {
         self.default_model.as_deref()
     }
 
+    pub fn webhook(&self, url: &str) -> Option<&(Endpoint, Arc<Origin>)> {
+        self.webhooks.get(url)
+    }
+
     /// Finds who answers calls of a name: a name of the configuration, `provider/model`, or the name of a model that a
     /// provider of the configuration is known to have.
     pub fn resolve(&self, name: &str) -> Option<Resolved<'_>> {
@@ -164,6 +179,7 @@ fn direct<'p>(of: impl IntoIterator<Item = (&'p Provider, &'p str)>) -> Virtual 
         attempts: ATTEMPTS,
         first_token: None,
         fallback_on_filter: false,
+        guardrails: Box::default(),
     }
 }
 
@@ -209,6 +225,24 @@ pub struct AiBackend {
     default_model: Option<Box<str>>,
     /// Names of providers.
     passthrough: Box<[Box<str>]>,
+    pub guardrails: Box<[Arc<Guardrail>]>,
+    pub cache: Option<RouteCache>,
+}
+
+/// How a route keeps answers.
+pub struct RouteCache {
+    pub settings: AnswerCache,
+    pub semantic: Option<Semantic>,
+    /// Stands for all that the configuration says of them.
+    pub version: [u8; 32],
+}
+
+/// Who compares questions by their meaning, and how.
+pub struct Semantic {
+    pub provider: Box<str>,
+    pub model: Box<str>,
+    pub threshold: f32,
+    pub timeout: Duration,
 }
 
 impl AiBackend {
@@ -252,10 +286,11 @@ pub fn compile(
         .iter()
         .filter_map(|(name, provider)| Some((name.as_str().into(), compiler.provider(name, provider)?)))
         .collect();
+    let (guardrails, webhooks) = compiler.guardrails(written, &providers);
     let virtuals: BTreeMap<Box<str>, Virtual> = written
         .models
         .iter()
-        .map(|(name, model)| (name.as_str().into(), compiler.model(name, model, written, &providers)))
+        .map(|(name, model)| (name.as_str().into(), compiler.model(name, model, written, &providers, &guardrails)))
         .collect();
     let memory = match before {
         // Bodies of calls under way count on.
@@ -268,6 +303,17 @@ pub fn compile(
     let models = Models {
         providers,
         virtuals,
+        webhooks,
+        guardrails,
+        answers: match before {
+            Some(before) if before.answers.size == written.cache_size.get() => before.answers.clone(),
+            _ => {
+                let answers = Arc::new(Answers::new(written.cache_size.get()));
+                ground.metrics.add_source(answers::Report(Arc::downgrade(&answers)));
+                answers
+            }
+        },
+        version: digest(&format!("{written:?}")),
         by_kind,
         names: OnceLock::new(),
         default_model: written.default_model.as_deref().map(Into::into),
@@ -318,7 +364,65 @@ pub fn backend(
         allowed: (!allowed.is_empty()).then_some(allowed),
         default_model: route.default_model.as_deref().map(Into::into),
         passthrough: route.passthrough.iter().map(|name| name.as_str().into()).collect(),
+        guardrails: named(&route.guardrails, &models.guardrails, path, problems),
+        cache: route.cache.clone().map(|settings| RouteCache {
+            semantic: settings.semantic.as_ref().and_then(|semantic| {
+                self::semantic(semantic, models, &format!("{path}.cache.semantic.model"), problems)
+            }),
+            settings,
+            version: digest(&format!("{:?}{route:?}", models.version)),
+        }),
     })
+}
+
+fn semantic(
+    written: &answer_cache::Semantic,
+    models: &Models,
+    path: &str,
+    problems: &mut Problems,
+) -> Option<Semantic> {
+    let Some((provider, model)) = written.model.split_once('/').filter(|(_, model)| !model.is_empty()) else {
+        problems.add(path, "write the provider before the model, as in `openai/text-embedding-3-small`");
+        return None;
+    };
+    match models.provider(provider) {
+        None => problems.unknown(path, "provider", provider, models.providers.keys().map(|known| &**known)),
+        Some(found) if found.speaking(Format::OpenAiChat).is_none() => {
+            problems.add(path, "this provider has no address of the format `openai_chat`");
+        }
+        Some(_) => {}
+    }
+    let (threshold, timeout) = (written.threshold as f32, written.timeout.get());
+    Some(Semantic { provider: provider.into(), model: model.into(), threshold, timeout })
+}
+
+fn digest(text: &str) -> [u8; 32] {
+    let mut digest = [0; 32];
+    let made = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    digest.iter_mut().zip(made.as_ref()).for_each(|(to, from)| *to = *from);
+    digest
+}
+
+/// The guardrails of these names.
+fn named(
+    names: &[String],
+    guardrails: &BTreeMap<Box<str>, Arc<Guardrail>>,
+    path: &str,
+    problems: &mut Problems,
+) -> Box<[Arc<Guardrail>]> {
+    let mut found = Vec::new();
+    for (i, name) in names.iter().enumerate() {
+        match guardrails.get(name.as_str()) {
+            Some(guardrail) => found.push(guardrail.clone()),
+            // One that is written but did not compile has its own problems.
+            None if problems.0.iter().any(|problem| problem.path.starts_with(&format!("ai.guardrails.{name}"))) => {}
+            None => {
+                let place = format!("{path}.guardrails[{i}]");
+                problems.unknown(place, "guardrail", name, guardrails.keys().map(|known| &**known));
+            }
+        }
+    }
+    found.into()
 }
 
 fn unknown_model(path: &str, name: &str, models: &Models, problems: &mut Problems) {
@@ -473,12 +577,55 @@ impl Compiler<'_> {
         keys.into()
     }
 
+    fn guardrails(&mut self, written: &written::Ai, providers: &BTreeMap<Arc<str>, Provider>) -> Guardrails {
+        let (mut guardrails, mut webhooks) = Guardrails::default();
+        for (name, guardrail) in &written.guardrails {
+            let path = format!("ai.guardrails.{name}");
+            let around = self.ground.around;
+            let mut token = None;
+            if let Some(webhook) = &guardrail.webhook {
+                let place = format!("{path}.webhook");
+                let secret = webhook.token.as_ref().and_then(|token| {
+                    let place = format!("{place}.token");
+                    token.resolve(around.folder, around.environment, &place, self.problems)
+                });
+                token = secret;
+                match Endpoint::parse(Format::OpenAiChat, &webhook.url) {
+                    Ok(endpoint) => {
+                        let timeouts =
+                            Timeouts { first_byte: webhook.timeout, idle: webhook.timeout, ..Timeouts::default() };
+                        let written = written::Provider { timeouts: Some(timeouts), ..written::Provider::default() };
+                        let origin = self.origin(&format!("guardrail:{name}"), &endpoint, &written, &place);
+                        webhooks.extend(origin.map(|origin| (webhook.url.as_str().into(), (endpoint, origin))));
+                    }
+                    Err(message) => self.problems.add(format!("{place}.url"), message),
+                }
+            }
+            if let Some(moderation) = &guardrail.moderation {
+                let place = format!("{path}.moderation.provider");
+                match providers.get(moderation.provider.as_str()) {
+                    Some(provider) if provider.speaking(Format::OpenAiChat).is_some() => {}
+                    Some(_) => self.problems.add(place, "this provider has no address of the format `openai_chat`"),
+                    None if written.providers.contains_key(&moderation.provider) => {}
+                    None => {
+                        let known = written.providers.keys().map(String::as_str);
+                        self.problems.unknown(place, "provider", &moderation.provider, known);
+                    }
+                }
+            }
+            let compiled = Guardrail::compile(name, guardrail, &path, self.problems, token);
+            guardrails.extend(compiled.map(|guardrail| (name.as_str().into(), Arc::new(guardrail))));
+        }
+        (guardrails, webhooks)
+    }
+
     fn model(
         &mut self,
         name: &str,
         written: &written::VirtualModel,
         ai: &written::Ai,
         providers: &BTreeMap<Arc<str>, Provider>,
+        guardrails: &BTreeMap<Box<str>, Arc<Guardrail>>,
     ) -> Virtual {
         let path = format!("ai.models.{name}");
         let before = self.before.and_then(|before| before.virtuals.get(name));
@@ -518,9 +665,13 @@ impl Compiler<'_> {
             attempts: written.attempts,
             first_token: written.first_token.map(units::Duration::get),
             fallback_on_filter: written.fallback_on_filter,
+            guardrails: named(&written.guardrails, guardrails, &path, self.problems),
         }
     }
 }
+
+/// Guardrails by their names, and where their webhooks are.
+type Guardrails = (BTreeMap<Box<str>, Arc<Guardrail>>, BTreeMap<Box<str>, (Endpoint, Arc<Origin>)>);
 
 /// A usual call, to compare prices by.
 fn price(spec: &ProviderSpec, model: &str) -> Option<u64> {

@@ -136,8 +136,24 @@ pub struct AiCall {
     pub finish: Option<&'static str>,
     /// The caller has an answer that ends in no such way: vectors, images, speech, whatever a provider keeps.
     pub served: bool,
+    /// Whether the answer was given before: `hit`, `semantic`, `miss`, `bypass`; `None` where none are kept.
+    pub cache: Option<&'static str>,
+    /// What guardrails have done, never about which text.
+    pub guardrails: Vec<Verdict>,
     /// Only of calls whose trace is sampled.
     pub traced: Option<Box<TracedCall>>,
+}
+
+/// What a guardrail has done about a call or its answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verdict {
+    pub guardrail: Arc<str>,
+    /// `input` or `output`.
+    pub on: &'static str,
+    /// `block`, `mask`, `log`, or `error` where whoever had to be asked has not answered.
+    pub action: &'static str,
+    /// How often.
+    pub count: u32,
 }
 
 /// What only traces tell of a call: its parameters, and how the provider identifies the answer.

@@ -6,6 +6,8 @@ mod access_log;
 mod acl;
 mod admin;
 mod ai;
+mod ai_cache;
+mod ai_guardrails;
 mod ai_models;
 mod ai_operations;
 mod anonymous;

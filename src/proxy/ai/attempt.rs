@@ -78,6 +78,10 @@ impl<'a> Ask<'a> {
             && matches!(call.format, Format::OpenAiChat | Format::OpenAiCompletions)
             && !call.head.asks_for_usage()
             && !quirks.has(Quirk::NoStreamOptions);
+        if call.is_guarded() {
+            // What is looked at is written anew.
+            call.request()?;
+        }
         let body = match passing {
             // Gemini's callers write the model in the path.
             true if call.format == Format::Gemini => call.head.body().clone(),

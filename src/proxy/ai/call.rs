@@ -1,11 +1,16 @@
 //! What a caller asks of a model, as far as it is made out: the body's head at once, the rest when it is needed.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
+use super::cached::Place;
 use crate::ai::chat::{ChatRequest, Failure, FailureKind};
 use crate::ai::formats::{Caller, Format, PathFacts};
+use crate::ai::guardrails::Guardrail;
 use crate::ai::passing::Head;
+use crate::config::guardrails::Side;
 
 /// Headers of callers that providers of the same format are shown.
 pub const SHOWN: [HeaderName; 4] = [
@@ -27,6 +32,10 @@ pub struct Call<'p> {
     pub stream: bool,
     /// The caller's headers that a provider of the same format is shown.
     pub shown: Vec<(HeaderName, HeaderValue)>,
+    /// What is looked for in it and in its answer.
+    pub guardrails: Vec<Arc<Guardrail>>,
+    /// Where its answer is to be kept.
+    pub keep: Option<Place>,
     path: PathFacts<'p>,
     /// In the neutral form, once somebody has asked for it.
     request: Option<ChatRequest>,
@@ -53,7 +62,19 @@ impl<'p> Call<'p> {
         }
         let stream = path.stream.unwrap_or(head.stream);
         let shown = SHOWN.iter().filter_map(|shown| Some((shown.clone(), headers.get(shown)?.clone()))).collect();
-        Ok(Call { format, caller, name, head, stream, shown, path, request: None })
+        Ok(Call { format, caller, name, head, stream, shown, guardrails: Vec::new(), keep: None, path, request: None })
+    }
+
+    /// Whether its answer is looked at before the caller sees it.
+    pub fn is_guarded(&self) -> bool {
+        self.guardrails.iter().any(|guardrail| guardrail.is_on(Side::Output))
+    }
+
+    /// Puts another body in place of the caller's.
+    pub fn rewrite(&mut self, body: Bytes) -> Result<(), Failure> {
+        self.head = Head::read(&body)?;
+        self.request = None;
+        Ok(())
     }
 
     /// The call in the neutral form.

@@ -6,7 +6,7 @@ use pingora::proxy::Session;
 
 use super::call::Call;
 use super::refusal::{self, Refusal, no_such_model};
-use super::{Serving, body, fallback};
+use super::{Serving, body, cached, fallback, guard};
 use crate::ai::formats::{Format, PathFacts};
 use crate::ai::operation::Operation;
 use crate::error::Reason;
@@ -41,10 +41,17 @@ pub async fn answer(
         Err(failure) => return refusal::send(session, ctx, format, &failure.into()).await,
     };
     let mut serving = Serving { proxy, session, ctx, ai, call };
-    match before(&mut serving) {
-        Ok(model) => fallback::answer(&mut serving, model.get()).await,
-        Err(refusal) => serving.refuse(&refusal).await,
+    let model = match before(&mut serving) {
+        Ok(model) => model,
+        Err(refusal) => return serving.refuse(&refusal).await,
+    };
+    if let Err(refusal) = guard::call(&mut serving, model.get()).await? {
+        return serving.refuse(&refusal).await;
     }
+    if cached::answer(&mut serving).await? {
+        return Ok(());
+    }
+    fallback::answer(&mut serving, model.get()).await
 }
 
 /// What is settled before any provider is asked: who may answer, and whether anybody shall.

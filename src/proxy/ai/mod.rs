@@ -6,6 +6,8 @@
 //!
 //! - [`body`] reads it, and [`call`] makes out what is asked.
 //! - [`chat`] settles what is to be settled before any provider is asked.
+//! - [`guard`] shows it, and later its answer, to the guardrails; whom those have to ask, [`side_call`] asks.
+//! - [`cached`] gives the answer again that was given to the same call before.
 //! - [`fallback`] goes from target to target; each [`attempt`] is one exchange up to the first content, its request written by
 //!   [`request`], and [`failed`] says what its failure means.
 //! - [`whole`] and [`stream`] send the answer: each shows it to whoever has to see it first.
@@ -15,10 +17,12 @@
 
 mod attempt;
 mod body;
+mod cached;
 mod call;
 mod chat;
 mod failed;
 mod fallback;
+mod guard;
 mod list;
 mod outgoing;
 mod raw;
@@ -26,6 +30,7 @@ mod realtime;
 mod refusal;
 mod relay;
 mod request;
+mod side_call;
 mod stream;
 mod task;
 mod whole;
@@ -82,6 +87,10 @@ pub async fn run(proxy: &Proxy, session: &mut Session, ctx: &mut Context) -> pin
             Some(found) => answer::send(session, ctx, found).await,
             None => refusal::send(session, ctx, format, &refusal::no_such_model(name).into()).await,
         },
+        // What nothing could be found in does not pass those who look.
+        Some(operation) if !ai.guardrails.is_empty() && !matches!(operation, Operation::Chat { .. }) => {
+            refusal::send(session, ctx, operation.format(), &guard::cannot_look().into()).await
+        }
         Some(Operation::Chat { format, path }) => Box::pin(chat::answer(proxy, session, ctx, ai, format, path)).await,
         Some(operation @ (Operation::CountTokens { .. } | Operation::Embeddings { .. } | Operation::Task(_))) => {
             Box::pin(task::answer(proxy, session, ctx, ai, operation)).await
@@ -104,7 +113,9 @@ pub fn operation<'p>(session: &Session, path: &'p str) -> Option<Operation<'p>> 
 fn told(call: &AiCall) -> impl Iterator<Item = (HeaderName, HeaderValue)> {
     let text = |text: &str| HeaderValue::from_str(text).ok().filter(|value| !value.is_empty());
     let attempts = (call.attempts > 0).then(|| HeaderValue::from(call.attempts));
-    let headers = [(PROVIDER, text(&call.provider)), (MODEL, text(&call.model)), (ATTEMPTS, attempts)];
+    let cache = call.cache.map(HeaderValue::from_static);
+    let headers =
+        [(PROVIDER, text(&call.provider)), (MODEL, text(&call.model)), (ATTEMPTS, attempts), (cached::CACHE, cache)];
     headers.into_iter().filter_map(|(name, value)| Some((name, value?)))
 }
 

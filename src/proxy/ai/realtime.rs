@@ -10,9 +10,9 @@ use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
 use super::fallback::payable;
-use super::outgoing;
 use super::raw::{caller_headers, is_websocket_header};
 use super::refusal::{self, no_such_model};
+use super::{guard, outgoing};
 use crate::ai::catalog;
 use crate::ai::chat::{Failure, FailureKind, Usage};
 use crate::ai::endpoint::{Endpoint, query_value, show_key};
@@ -49,6 +49,9 @@ pub async fn answer(proxy: &Proxy, session: &mut Session, ctx: &mut Context, ai:
     let Some(resolved) = ai.allows(&name).then(|| ai.models.resolve(&name)).flatten() else {
         return refusal::send(session, ctx, format, &no_such_model(&name).into()).await;
     };
+    if !resolved.get().guardrails.is_empty() {
+        return refusal::send(session, ctx, format, &guard::cannot_look().into()).await;
+    }
     let record = AiCall::new(&name, format.name(), true);
     let record = AiCall { operation: Operation::Realtime.name(), started: Some(Instant::now()), ..record };
     ctx.exchange.ai = Some(Box::new(record));

@@ -93,7 +93,8 @@ fn failed(format: Format, failure: &Failure, request_id: &str) -> Option<Answer>
 /// What logs and metrics call a failure.
 fn reason(kind: FailureKind) -> Reason {
     match kind {
-        FailureKind::InvalidRequest | FailureKind::ContextLength | FailureKind::ContentFilter => Reason::BadRequest,
+        FailureKind::InvalidRequest | FailureKind::ContextLength => Reason::BadRequest,
+        FailureKind::ContentFilter => Reason::ContentFiltered,
         FailureKind::Authentication => Reason::InvalidCredentials,
         FailureKind::Permission => Reason::Forbidden,
         FailureKind::NotFound => Reason::ModelNotFound,

@@ -10,11 +10,14 @@ use pingora::http::ResponseHeader;
 use pingora::protocols::http::client::HttpSession;
 
 use super::attempt::{Ask, Attempt};
+use super::cached::Place;
 use super::call::Call;
 use super::failed::Failed;
-use super::{Serving, dropped_header, told};
+use super::{Serving, cached, dropped_header, guard, told};
+use crate::ai::answers::replay::Recorder;
 use crate::ai::chat::{ChatEvent, Failure, FailureKind, PartKind, Stop, Usage};
 use crate::ai::formats::{Caller, EventDecoder, EventEncoder};
+use crate::ai::guardrails::stream::StreamGuard;
 use crate::ai::stream::event_stream::EXCEPTION;
 use crate::ai::stream::reframe::Reframer;
 use crate::ai::stream::{Deframer, Frame, Framing, Unframed};
@@ -39,11 +42,15 @@ pub async fn send(serving: &mut Serving<'_>, attempt: &mut Attempt<'_>, mut rela
         Err(gone) => Err(gone),
     };
     if let Some(record) = serving.record() {
+        record.guardrails.extend(relay.guard.iter_mut().flat_map(|guard| guard.verdicts.drain(..)));
         usage::settle(record, &attempt.ask.provider.spec, &attempt.ask.target.model, relay.usage.as_ref());
         record.finish = relay.stop.map(Stop::name);
         if let (Some(traced), Some((id, model))) = (&mut record.traced, relay.identity) {
             (traced.response_id, traced.response_model) = (Some(id), Some(model));
         }
+    }
+    if let Some(recorder) = relay.recorder {
+        cached::keep_stream(serving, recorder);
     }
     sent
 }
@@ -59,9 +66,9 @@ enum Way {
 }
 
 impl Way {
-    /// The way that changes least.
-    fn of(ask: &Ask<'_>, from: Framing, into: Framing) -> Way {
-        match ask.passing {
+    /// The way that changes least. What is looked at is written anew.
+    fn of(ask: &Ask<'_>, from: Framing, into: Framing, guarded: bool) -> Way {
+        match ask.passing && !guarded {
             true if from == into && !ask.hides_usage => Way::Raw,
             true => Way::Framed(Reframer::new(into)),
             false => Way::Translated,
@@ -77,6 +84,10 @@ pub struct Relay {
     encoder: Box<dyn EventEncoder>,
     caller: &'static dyn Caller,
     way: Way,
+    /// Looks at everything before the caller sees it.
+    guard: Option<Box<StreamGuard>>,
+    /// Takes down what the caller sees, to be kept.
+    recorder: Option<Recorder>,
     hides_usage: bool,
     events: Vec<ChatEvent>,
     /// For the caller, not sent yet.
@@ -120,7 +131,8 @@ impl Relay {
 
     fn new(ask: &Ask<'_>, framing: Framing, call: &Call<'_>) -> Result<Relay, Failure> {
         let nothing = Default::default();
-        let encoder = match ask.passing {
+        let guard = StreamGuard::new(&call.guardrails).map(Box::new);
+        let encoder = match ask.passing && guard.is_none() {
             true => call.caller.encoder(&nothing),
             false => call.caller.encoder(call.decoded()?),
         };
@@ -129,7 +141,9 @@ impl Relay {
             decoder: ask.spoken.decoder(),
             encoder,
             caller: call.caller,
-            way: Way::of(ask, framing, call.caller.framing()),
+            way: Way::of(ask, framing, call.caller.framing(), guard.is_some()),
+            guard,
+            recorder: call.keep.as_ref().map(Place::recorder),
             hides_usage: ask.hides_usage,
             events: Vec::new(),
             out: Vec::new(),
@@ -146,6 +160,11 @@ impl Relay {
     /// Passes on what has come and what comes.
     async fn run(&mut self, serving: &mut Serving<'_>, attempt: &mut Attempt<'_>) -> pingora::Result<()> {
         loop {
+            if let Some(guard) = &mut self.guard {
+                let mut events = Vec::new();
+                guard::ask_about(serving, guard, &mut events).await?;
+                self.write(&events);
+            }
             let last = self.over || self.failure.is_some();
             if last || !self.out.is_empty() {
                 let bytes = Bytes::from(std::mem::take(&mut self.out));
@@ -231,8 +250,37 @@ impl Relay {
             ChatEvent::Start { id, model, .. } => self.identity = Some((id.clone(), model.clone())),
             ChatEvent::Signature { .. } | ChatEvent::PartEnd { .. } => {}
         }
-        if let Way::Translated = self.way {
+        match (&self.way, &mut self.guard) {
+            (_, Some(guard)) => {
+                let mut seen = Vec::new();
+                guard.push(event.clone(), &mut seen);
+                self.write(&seen);
+            }
+            (Way::Translated, None) => self.encoder.encode(event, &mut self.out),
+            (Way::Raw | Way::Framed(_), None) => {}
+        }
+        if let (None, Some(recorder)) = (&self.guard, &mut self.recorder) {
+            recorder.push(event);
+        }
+    }
+
+    /// Writes what the guardrails have let through.
+    fn write(&mut self, events: &[ChatEvent]) {
+        for event in events {
             self.encoder.encode(event, &mut self.out);
+            if let Some(recorder) = &mut self.recorder {
+                recorder.push(event);
+            }
+        }
+        self.look_at_guard();
+    }
+
+    /// Whether a guardrail has ended the answer: then nothing else is waited for.
+    fn look_at_guard(&mut self) {
+        if self.guard.as_ref().is_some_and(|guard| guard.withheld()) {
+            self.stop = Some(Stop::Filtered);
+            self.ended = true;
+            self.over = true;
         }
     }
 

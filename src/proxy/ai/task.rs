@@ -16,7 +16,7 @@ use super::failed::{Failed, refused_by};
 use super::fallback::{Tried, nobody};
 use super::outgoing::{Body, Outgoing, Unsent};
 use super::refusal::{self, no_such_model};
-use super::{JSON, body, dropped_header, relay, told};
+use super::{JSON, body, dropped_header, guard, relay, told};
 use crate::ai::catalog;
 use crate::ai::chat::{ChatRequest, Dropped, Failure, FailureKind};
 use crate::ai::cost::Used;
@@ -63,6 +63,9 @@ pub async fn answer(
     let Some(resolved) = ai.allows(&name).then(|| ai.models.resolve(&name)).flatten() else {
         return refusal::send(session, ctx, format, &no_such_model(&name).into()).await;
     };
+    if !resolved.get().guardrails.is_empty() {
+        return refusal::send(session, ctx, format, &guard::cannot_look().into()).await;
+    }
     let record = AiCall::new(&name, format.name(), call.stream);
     let record = AiCall { operation: operation.name(), started: Some(Instant::now()), ..record };
     ctx.exchange.ai = Some(Box::new(record));

@@ -6,7 +6,7 @@ use http::header::CONTENT_TYPE;
 
 use super::attempt::Attempt;
 use super::failed::Failed;
-use super::{JSON, Serving, dropped_header, told};
+use super::{JSON, Serving, cached, dropped_header, guard, told};
 use crate::ai::chat::{ChatAnswer, FailureKind, Stop};
 use crate::ai::usage;
 use crate::filters::filter::Answer;
@@ -31,11 +31,24 @@ pub async fn send(serving: &mut Serving<'_>, attempt: &Attempt<'_>, whole: Whole
         (false, Ok(request)) => serving.call.caller.encode_answer(&whole.answer, request, &mut dropped).into(),
         (false, Err(failure)) => return Ok(Some(failure.into())),
     };
+    let (body, withheld) = match serving.call.is_guarded() {
+        true => guard::answer(serving, &whole.answer, body).await?,
+        false => (body, false),
+    };
+    if serving.call.keep.is_some() && !withheld {
+        // What a guardrail has masked is masked in both forms.
+        let seen = match serving.call.is_guarded() {
+            true => serving.call.format.provider().and_then(|format| format.decode_answer(&body).ok()),
+            false => Some(whole.answer.clone()),
+        };
+        seen.into_iter().for_each(|answer| cached::keep(serving, answer, Some(body.clone())));
+    }
     let mut headers = vec![(CONTENT_TYPE, JSON)];
     headers.extend(dropped_header(&dropped));
     if let Some(record) = serving.record() {
         usage::settle(record, &ask.provider.spec, &ask.target.model, whole.answer.usage.as_ref());
-        record.finish = whole.answer.choices.first().map(|choice| choice.stop.name());
+        let stop = whole.answer.choices.first().map(|choice| choice.stop);
+        record.finish = stop.map(|stop| if withheld { Stop::Filtered } else { stop }.name());
         if let Some(traced) = &mut record.traced {
             (traced.response_id, traced.response_model) = (Some(whole.answer.id), Some(whole.answer.model));
         }

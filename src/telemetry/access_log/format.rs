@@ -232,6 +232,14 @@ fn ai(call: &AiCall, out: &mut String) {
         let _ = write!(out, ",\"cost\":{}.{:09}", nanos / 1_000_000_000, nanos % 1_000_000_000);
     }
     optional(out, ",\"finish\":\"", call.finish.map(str::as_bytes));
+    optional(out, ",\"cache\":\"", call.cache.map(str::as_bytes));
+    for (i, verdict) in call.guardrails.iter().enumerate() {
+        out.push_str(if i == 0 { ",\"guardrails\":[{\"name\":\"" } else { ",{\"name\":\"" });
+        escape::json(verdict.guardrail.as_bytes(), out);
+        let _ = write!(out, "\",\"on\":\"{}\",\"action\":\"{}\"", verdict.on, verdict.action);
+        integer(out, ",\"count\":", verdict.count);
+        out.push_str(if i + 1 == call.guardrails.len() { "}]" } else { "}" });
+    }
     out.push('}');
 }
 

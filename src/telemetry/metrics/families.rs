@@ -116,6 +116,14 @@ families! {
         "Time from a call of a tool to the end of its answer.";
     MCP_SESSIONS = "headgate_mcp_sessions", GAUGE, ["service", "route"],
         "Sessions of callers of tools.";
+    AI_CACHE = "headgate_ai_cache_lookups_total", COUNTER, ["result"],
+        "Calls on routes that keep answers. `bypass`: the caller, or what it asks for, wants none that is kept.";
+    AI_CACHE_BYTES = "headgate_ai_cache_bytes", GAUGE, [],
+        "What the answers take that are kept, about.";
+    AI_CACHE_ENTRIES = "headgate_ai_cache_entries", GAUGE, [],
+        "Answers that are kept.";
+    AI_GUARDRAILS = "headgate_ai_guardrail_verdicts_total", COUNTER, ["guardrail", "on", "action"],
+        "Calls and answers in which a guardrail has found something, by what it did. `error`: it could not be asked.";
     CONNECTIONS_ACTIVE = "headgate_connections_active", GAUGE, ["listener"],
         "Open connections of clients.";
     CONNECTIONS_ACCEPTED = "headgate_connections_accepted_total", COUNTER, ["listener"],
@@ -183,6 +191,14 @@ impl Gathered {
         self.add(REDIS_UP, &[], f64::from(u8::from(up)));
         self.add(REDIS_ANSWERS, &[], answers as f64);
         self.add(REDIS_FAILURES, &[], failures as f64);
+    }
+
+    pub fn answer_cache(&mut self, lookups: [(&'static str, u64); 4], bytes: u64, entries: u64) {
+        for (result, count) in lookups {
+            self.add(AI_CACHE, &[("result", result)], count as f64);
+        }
+        self.add(AI_CACHE_BYTES, &[], bytes as f64);
+        self.add(AI_CACHE_ENTRIES, &[], entries as f64);
     }
 
     pub fn connections_active(&mut self, listener: &str, count: u64) {

@@ -37,6 +37,8 @@ pub struct Models {
     /// By provider, model and operation.
     models: Map<(Arc<str>, Arc<str>, &'static str), ModelCounts>,
     consumers: Map<Arc<str>, ConsumerCounts>,
+    /// By guardrail, side and action: all three are of the configuration.
+    guardrails: Map<(Arc<str>, &'static str, &'static str), AtomicU64>,
 }
 
 struct ModelCounts {
@@ -188,7 +190,12 @@ impl Models {
     /// Counts a finished call. Callers may ask for models that do not exist: a name is counted by itself only once its provider
     /// has answered for it.
     pub fn record(&self, call: &AiCall, consumer: Option<&str>) {
-        if call.provider.is_empty() {
+        for verdict in &call.guardrails {
+            let key = (verdict.guardrail.clone(), verdict.on, verdict.action);
+            self.guardrails.pin().get_or_insert_with(key, AtomicU64::default).fetch_add(1, Ordering::Relaxed);
+        }
+        // An answer that was kept is no call of its provider.
+        if call.provider.is_empty() || matches!(call.cache, Some("hit" | "semantic")) {
             return;
         }
         let models = self.models.pin();
@@ -222,6 +229,10 @@ impl Models {
         }
         for (consumer, counts) in &self.consumers.pin() {
             counts.collect(consumer, out);
+        }
+        for ((guardrail, on, action), count) in &self.guardrails.pin() {
+            let labels = [("guardrail", &**guardrail), ("on", *on), ("action", *action)];
+            out.add(families::AI_GUARDRAILS, &labels, count.load(Ordering::Relaxed) as f64);
         }
     }
 }
