@@ -64,6 +64,8 @@ reasons! {
     Forbidden = "forbidden", 403, Client, "Forbidden", "http_request_denied";
     /// The service is for subscribers, and the caller has no approved subscription.
     NotSubscribed = "not_subscribed", 403, Client, "No subscription", "http_request_denied";
+    /// Nobody knows what the model costs, and a budget of money holds for the caller.
+    PriceUnknown = "price_unknown", 403, Client, "Price of the model unknown", "http_request_denied";
     RouteNotFound = "route_not_found", 404, Client, "No such route", "http_request_denied";
     /// No model has this name, or the caller may not call it.
     ModelNotFound = "model_not_found", 404, Client, "No such model", "http_request_denied";
@@ -79,6 +81,8 @@ reasons! {
     RateLimited = "rate_limited", 429, Client, "Rate limit exceeded", "http_request_denied";
     /// As many requests as the caller may make in this period.
     QuotaExceeded = "quota_exceeded", 429, Client, "Quota exceeded", "http_request_denied";
+    /// A budget of tokens or money is used up.
+    BudgetExceeded = "budget_exceeded", 429, Client, "Budget exceeded", "http_request_denied";
     /// A limit on requests in flight at a time is reached.
     ConcurrencyExceeded = "concurrency_exceeded", 429, Client, "Too many requests at a time", "http_request_denied";
     HeadersTooLarge = "headers_too_large", 431, Client, "Request headers too large", "http_request_denied";

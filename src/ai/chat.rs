@@ -259,6 +259,22 @@ pub struct ChatAnswer {
     pub rest: Map<String, Value>,
 }
 
+impl ChatAnswer {
+    /// All that the model has said, in its answers, thoughts and calls of tools.
+    pub fn texts(&self) -> String {
+        let mut texts = String::new();
+        for part in self.choices.iter().flat_map(|choice| &choice.parts) {
+            match part {
+                Part::Text { text, .. } | Part::Refusal { text } => texts.push_str(text),
+                Part::Reasoning(thought) => texts.push_str(&thought.text),
+                Part::ToolCall(call) => texts.extend([call.name.as_str(), call.arguments.as_str()]),
+                _ => {}
+            }
+        }
+        texts
+    }
+}
+
 #[derive(Debug, Clone, PartialEq)]
 pub struct Choice {
     pub parts: Vec<Part>,

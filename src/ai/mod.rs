@@ -1,6 +1,7 @@
 //! One AI call: what callers and providers say, in which words, and what it costs. Knows nothing of routes and filters.
 
 pub mod answers;
+pub mod budget;
 pub mod catalog;
 pub mod chat;
 pub mod cost;
@@ -19,6 +20,7 @@ pub mod quirks;
 pub mod retry_after;
 pub mod stream;
 pub mod targets;
+pub mod tokens;
 pub mod tool_ids;
 mod traced;
 pub mod usage;

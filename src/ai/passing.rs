@@ -15,8 +15,10 @@ pub struct Head {
     body: Bytes,
     model: Option<(Box<str>, Range<usize>)>,
     pub stream: bool,
-    /// The most tokens of the answer, where the body says so.
+    /// The most tokens of the answer, where the body says so: the largest number, if it says several.
     pub max_tokens: Option<u64>,
+    /// How many answers are asked for.
+    pub choices: u64,
     stream_options: Option<(StreamOptions, Range<usize>)>,
 }
 
@@ -28,8 +30,20 @@ struct Fields<'b> {
     max_tokens: Option<u64>,
     max_completion_tokens: Option<u64>,
     max_output_tokens: Option<u64>,
+    n: Option<u64>,
+    #[serde(rename = "generationConfig", alias = "generation_config")]
+    generation: Option<Generation>,
     #[serde(borrow, default, deserialize_with = "even_null")]
     stream_options: Option<&'b RawValue>,
+}
+
+/// Gemini's place for parameters.
+#[derive(Deserialize)]
+struct Generation {
+    #[serde(rename = "maxOutputTokens", alias = "max_output_tokens")]
+    max_output_tokens: Option<u64>,
+    #[serde(rename = "candidateCount", alias = "candidate_count")]
+    candidate_count: Option<u64>,
 }
 
 /// A field that is there, whatever its value: one that is null has a place too, and must not be written twice.
@@ -68,11 +82,20 @@ impl Head {
             },
             None => None,
         };
+        let generation = fields.generation.as_ref();
+        // Which of them holds is up to the provider.
+        let limits = [
+            fields.max_completion_tokens,
+            fields.max_output_tokens,
+            fields.max_tokens,
+            generation.and_then(|generation| generation.max_output_tokens),
+        ];
         Ok(Head {
             body: body.clone(),
             model,
             stream: fields.stream.unwrap_or(false),
-            max_tokens: fields.max_completion_tokens.or(fields.max_output_tokens).or(fields.max_tokens),
+            max_tokens: limits.into_iter().flatten().max(),
+            choices: fields.n.or(generation.and_then(|generation| generation.candidate_count)).unwrap_or(1).max(1),
             stream_options,
         })
     }

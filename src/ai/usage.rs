@@ -47,3 +47,20 @@ pub fn settle(record: &mut AiCall, spec: &ProviderSpec, model: &str, usage: Opti
         Cost::Unknown => None,
     };
 }
+
+/// Enters what was counted here, because the provider did not tell it.
+pub fn counted(record: &mut AiCall, spec: &ProviderSpec, model: &str, usage: &Usage) {
+    settle(record, spec, model, Some(usage));
+    record.counted = true;
+}
+
+/// Enters what an attempt has used that was billed and failed.
+pub fn lose(record: &mut AiCall, spec: &ProviderSpec, model: &str, usage: Option<&Usage>) {
+    let Some(usage) = usage else { return };
+    let lost = &mut record.lost;
+    lost.tokens = lost.tokens.plus(&Tokens::from(usage));
+    match spec.cost(model, &Used::from(*usage)) {
+        Cost::Known(money) => lost.cost = lost.cost.saturating_add(money.nanos()),
+        Cost::Unknown => lost.unpriced = true,
+    }
+}

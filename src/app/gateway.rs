@@ -18,6 +18,7 @@ use crate::control::admin::Views;
 use crate::filters::lasting::Lasting;
 use crate::filters::limit::usage::Shown;
 use crate::identity::Consumer;
+use crate::limits::Ledger;
 use crate::listener::{Ending, ListenerState, Settings};
 use crate::snapshot::{Backend, Ground, Published, Snapshot, compile};
 use crate::telemetry::metrics::{BreakerState as BreakerMetric, Gathered, Metrics, Source};
@@ -56,6 +57,8 @@ struct Generation {
     dns: ResolverConfig,
     /// How often what was used of quotas is written.
     usage_interval: Duration,
+    /// How long the use of models is kept.
+    usage_kept: Duration,
     files: Vec<PathBuf>,
 }
 
@@ -98,8 +101,11 @@ impl Gateway {
         })?;
         telemetry.metrics().reload_succeeded();
         warn(loaded);
-        if snapshot.counts() {
+        if snapshot.counts_together() {
             lasting.keep_quotas(snapshot.fleet.as_ref(), config.usage.interval.get());
+        }
+        if snapshot.models.is_some() {
+            lasting.ledger.keep(config.usage.interval.get(), config.usage.keep.get());
         }
 
         let resolver = Resolver::new(dns, runtime.handle().clone());
@@ -171,8 +177,8 @@ impl Gateway {
             (Some(snapshot), Some(telemetry), true) => {
                 warn(&loaded);
                 let files = inspect::referenced_files(&loaded);
-                let usage_interval = config.usage.interval.get();
-                Ok(Generation { snapshot, telemetry, listeners, dns, usage_interval, files })
+                let (usage_interval, usage_kept) = (config.usage.interval.get(), config.usage.keep.get());
+                Ok(Generation { snapshot, telemetry, listeners, dns, usage_interval, usage_kept, files })
             }
             _ => Err(placed(problems, &loaded)),
         }
@@ -189,8 +195,11 @@ impl Gateway {
             listener.apply(settings);
         }
         self.resolver.configure(generation.dns);
-        if generation.snapshot.counts() {
+        if generation.snapshot.counts_together() {
             self.lasting.keep_quotas(generation.snapshot.fleet.as_ref(), generation.usage_interval);
+        }
+        if generation.snapshot.models.is_some() {
+            self.lasting.ledger.keep(generation.usage_interval, generation.usage_kept);
         }
         let revision = generation.snapshot.revision;
         let before = self.published.publish(generation.snapshot);
@@ -233,6 +242,9 @@ impl Gateway {
     pub fn settle(&self) {
         // A failure is logged and counted where it happens.
         let _ = self.lasting.quotas.flush();
+        if let Err(error) = self.lasting.ledger.flush() {
+            log::error!("the use of models since the last write is lost: {error}");
+        }
         if let Some(fleet) = &self.published.current().fleet {
             fleet.close();
         }
@@ -273,8 +285,13 @@ impl Views for Gateway {
         })
     }
 
-    fn usage(&self, consumer: Option<&str>, after: &str) -> Option<serde_json::Value> {
+    fn usage(&self, consumer: Option<&str>, after: &str, days: u32) -> Option<serde_json::Value> {
         let snapshot = self.published.current();
+        let about_models = |document: &mut serde_json::Value, consumer: Option<&str>| {
+            if let Some(models) = &snapshot.models {
+                document["models"] = use_of_models(&models.ledger, consumer, days);
+            }
+        };
         let of = |consumer: &Consumer| -> Vec<Shown> {
             snapshot.limits.iter().flat_map(|limit| limit.shown(consumer)).collect()
         };
@@ -284,7 +301,10 @@ impl Views for Gateway {
         };
         if let Some(name) = consumer {
             let consumer = snapshot.directory.consumer(name)?;
-            return Some(json!({ "consumers": [entry(consumer, of(consumer))], "usage_store": self.usage_store() }));
+            let mut document =
+                json!({ "consumers": [entry(consumer, of(consumer))], "usage_store": self.usage_store() });
+            about_models(&mut document, Some(name));
+            return Some(document);
         }
         let mut names: Vec<_> = snapshot.directory.consumers().filter(|consumer| consumer.name() > after).collect();
         names.sort_by(|a, b| a.name().cmp(b.name()));
@@ -296,6 +316,10 @@ impl Views for Gateway {
         if let Some(next) = next {
             document["after"] = next;
         }
+        if let Some(budgets) = &snapshot.budgets {
+            document["budgets"] = budgets.of_all().iter().map(Shown::json).collect();
+        }
+        about_models(&mut document, None);
         Some(document)
     }
 
@@ -385,11 +409,45 @@ async fn drop_when_unused(snapshot: Arc<Snapshot>) {
     .await;
 }
 
-/// Opens the store that a configuration with quotas needs, if everything else in it is right.
+/// What was used of models, by consumer, model and day.
+fn use_of_models(ledger: &Ledger, consumer: Option<&str>, days: u32) -> serde_json::Value {
+    let rows = match ledger.read(consumer, days) {
+        Ok(rows) => rows,
+        Err(error) => return json!({ "error": error }),
+    };
+    let day = |day: i64| jiff::Timestamp::from_second(day * 86_400).map(|at| at.strftime("%Y-%m-%d").to_string());
+    let rows = rows.iter().map(|row| {
+        let used = &row.used;
+        json!({
+            "day": day(row.day).unwrap_or_default(),
+            "consumer": (!row.consumer.is_empty()).then_some(&row.consumer),
+            "model": row.model,
+            "calls": used.calls,
+            "failed_calls": used.failed,
+            "input_tokens": used.input,
+            "cache_read_tokens": used.cache_read,
+            "cache_write_tokens": used.cache_write,
+            "output_tokens": used.output,
+            "reasoning_tokens": used.reasoning,
+            "cost": used.cost as f64 / 1e9,
+            "unpriced_calls": used.unpriced,
+        })
+    });
+    rows.collect()
+}
+
+/// Opens the store that a configuration with quotas needs, or with models, if everything else in it is right.
 fn open_usage(snapshot: Option<&Snapshot>, loaded: &Loaded<Config>, lasting: &Lasting, problems: &mut Problems) {
-    let Some(snapshot) = snapshot.filter(|snapshot| snapshot.counts() && problems.is_empty()) else { return };
+    let Some(snapshot) = snapshot.filter(|_| problems.is_empty()) else { return };
+    if !snapshot.counts() && snapshot.models.is_none() {
+        return;
+    }
     let file = loaded.config.usage.file(&loaded.folder);
-    let Err(message) = lasting.open_usage(&file) else { return };
+    let Err(message) = lasting.open_usage(&file, snapshot.models.is_some()) else { return };
+    if !snapshot.counts() {
+        log::warn!("{message}; the use of models is counted in memory alone");
+        return;
+    }
     // A gateway of a fleet need not have a place for a file. But one that is there is not passed over: what is in it counts.
     let is_new = !lasting.quotas.is_open() && matches!(file.try_exists(), Ok(false));
     match snapshot.fleet.is_some() && is_new {

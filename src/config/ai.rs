@@ -8,6 +8,7 @@ use serde::Deserialize;
 use super::SecretRef;
 use super::answer_cache::AnswerCache;
 use super::guardrails::Guardrail;
+use super::budget::Budget;
 use super::units::{Duration, Size};
 use super::upstream::{Timeouts, Tls};
 
@@ -38,6 +39,13 @@ pub struct Ai {
     pub cache_size: Size,
     /// The model of calls that name none.
     pub default_model: Option<String>,
+    /// What may be used of all models together.
+    pub budgets: Vec<Budget>,
+    /// The most tokens that budgets reserve for the answer of a call that says no limit of its own. Default: as many as the
+    /// model can answer with, and 4096 where that is unknown. A lower number lets more calls run at a time, each of which may
+    /// use more than was reserved for it.
+    #[schemars(range(min = 1))]
+    pub reserved_output: Option<u64>,
     /// Bodies of calls are held in memory, for another attempt; longer ones are refused (413).
     pub max_body: Size,
     /// What all of them may take together; calls beyond it are refused (503).
@@ -52,6 +60,8 @@ impl Default for Ai {
             guardrails: BTreeMap::new(),
             cache_size: Size::mib(64),
             default_model: None,
+            budgets: Vec::new(),
+            reserved_output: None,
             max_body: Size::mib(32),
             memory: Size::mib(512),
         }
@@ -76,6 +86,21 @@ pub struct Provider {
     pub timeouts: Option<Timeouts>,
     /// How its certificate is checked. Default: against the system's authorities.
     pub tls: Option<Tls>,
+    /// What happens with a call whose caller has left. Default: what the provider's file says.
+    pub on_disconnect: Option<OnDisconnect>,
+    /// What may be used of it. Calls beyond that go to other targets of their model.
+    pub budgets: Vec<Budget>,
+}
+
+/// What happens with a call whose caller has left.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnDisconnect {
+    /// The provider stops when the connection ends, and bills what it has made.
+    #[default]
+    Cancel,
+    /// The provider bills the whole answer anyway: it is read on for its usage, for two minutes and 16 MiB at most.
+    Drain,
 }
 
 /// A key of a provider.
@@ -91,6 +116,9 @@ pub struct ProviderKey {
     /// The models it is for, by the provider's names. Default: all.
     #[serde(default)]
     pub models: Vec<String>,
+    /// What may be used of it. Calls beyond that show another key, or go to another target.
+    #[serde(default)]
+    pub budgets: Vec<Budget>,
 }
 
 /// A name of your own for models of providers.
@@ -121,6 +149,9 @@ pub struct VirtualModel {
     /// Guardrails of `ai.guardrails` that hold for its calls, besides those of the route.
     #[serde(default)]
     pub guardrails: Vec<String>,
+    /// What may be used under this name.
+    #[serde(default)]
+    pub budgets: Vec<Budget>,
 }
 
 /// One model of a provider, as a target.

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::budget::Budget;
 use super::filter_entry::FilterEntry;
 use super::reference::SecretRef;
 use super::units::{Duration, QuotaAmount, Rates, Share, Timestamp};
@@ -37,6 +38,8 @@ pub struct Consumer {
     /// Filters for its calls, wherever it calls, once a filter has identified it. Each replaces those of the same name on
     /// the gateway, services, routes and its plan. Only filters that come after authentication can stand here.
     pub filters: Vec<FilterEntry>,
+    /// What it may use of models, whichever service it calls.
+    pub budgets: Vec<Budget>,
 }
 
 /// One proof of identity; the filter of the same name accepts it.
@@ -174,6 +177,8 @@ pub struct Plan {
     /// name on the gateway, services and routes. Only filters that come after authentication can stand here. Limits among
     /// them count over all services, unlike `rate` and `quota`.
     pub filters: Vec<FilterEntry>,
+    /// What may be used of models.
+    pub budgets: Vec<Budget>,
 }
 
 /// Where what was used of quotas is kept.
@@ -189,11 +194,13 @@ pub struct Usage {
     pub file: Option<PathBuf>,
     /// How often what was used is written: the most that a crash can lose.
     pub interval: Duration,
+    /// How long the use of models is kept by consumer, model and day, for `/usage` of the admin listener.
+    pub keep: Duration,
 }
 
 impl Default for Usage {
     fn default() -> Self {
-        Usage { file: None, interval: Duration::from_secs(1) }
+        Usage { file: None, interval: Duration::from_secs(1), keep: Duration::from_secs(400 * 86_400) }
     }
 }
 

@@ -6,6 +6,7 @@
 pub mod ai;
 pub mod answer_cache;
 pub mod backend;
+pub mod budget;
 pub mod check;
 pub mod consumer;
 pub mod dns;

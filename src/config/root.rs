@@ -7,6 +7,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::ai::Ai;
+use super::budget::Team;
 use super::consumer::{Consumer, Identity, Plan, Usage};
 use super::dns::Dns;
 use super::filter_entry::FilterEntry;
@@ -53,6 +54,11 @@ pub struct Config {
     #[serde(default)]
     #[schemars(extend("propertyNames" = name_schema()))]
     pub consumers: BTreeMap<String, Consumer>,
+    /// Consumers that are counted together, by the name that they give as their `team`. One that only consumers name has no
+    /// budgets.
+    #[serde(default)]
+    #[schemars(extend("propertyNames" = name_schema()))]
+    pub teams: BTreeMap<String, Team>,
     /// What subscriptions allow, by name.
     #[serde(default)]
     #[schemars(extend("propertyNames" = name_schema()))]
@@ -85,6 +91,7 @@ impl Loaded<Config> {
         config.services.clear();
         config.consumers.clear();
         config.plans.clear();
+        config.teams.clear();
         config.ai = None;
         self.sources = Default::default();
     }

@@ -8,6 +8,8 @@ use std::time;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer};
 
+use super::budget::{BudgetAmount, MoneyAmount};
+
 /// A length of time: a number and one of `ms`, `s`, `m`, `h`, `d`, as in `500ms` or `5s`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Duration(pub time::Duration);
@@ -76,6 +78,8 @@ pub struct QuotaAmount {
 /// A period of the calendar. Weeks begin on Monday (ISO 8601).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Period {
+    /// Of budgets only.
+    Minute,
     Hour,
     Day,
     Week,
@@ -84,6 +88,7 @@ pub enum Period {
 }
 
 impl Period {
+    /// Those of quotas.
     pub const ALL: [(&str, Period); 5] = [
         ("hour", Period::Hour),
         ("day", Period::Day),
@@ -93,7 +98,10 @@ impl Period {
     ];
 
     pub fn as_str(self) -> &'static str {
-        Period::ALL.iter().find(|(_, period)| *period == self).map_or("", |(word, _)| word)
+        match self {
+            Period::Minute => "min",
+            _ => Period::ALL.iter().find(|(_, period)| *period == self).map_or("", |(word, _)| word),
+        }
     }
 }
 
@@ -364,6 +372,8 @@ written_as_string! {
     Timestamp = "headgate-timestamp";
     Rate = "headgate-rate";
     QuotaAmount = "headgate-quota";
+    BudgetAmount = "headgate-budget";
+    MoneyAmount = "headgate-money-budget";
 }
 
 #[cfg(test)]

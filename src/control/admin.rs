@@ -17,8 +17,8 @@ pub trait Views: Send + Sync {
     /// Members of `/status` beside the phase and the last reload.
     fn status(&self) -> serde_json::Value;
     /// What a consumer, or each one that has used something, has used and has left; `None` if there is no such consumer.
-    /// Many come in pages: `after` is the last name of the page before.
-    fn usage(&self, consumer: Option<&str>, after: &str) -> Option<serde_json::Value>;
+    /// Many come in pages: `after` is the last name of the page before. The use of models is that of the last `days`.
+    fn usage(&self, consumer: Option<&str>, after: &str, days: u32) -> Option<serde_json::Value>;
     /// The Prometheus text format.
     fn metrics(&self) -> String;
 }
@@ -36,7 +36,8 @@ const INDEX: &str = "headgate admin\n\n\
     GET  /livez    200 while the process runs\n\
     GET  /readyz   200 while it wants traffic, else 503\n\
     GET  /status   revision, last reload, listeners, upstream health (JSON)\n\
-    GET  /usage    what consumers have used and have left (JSON); ?consumer=NAME for one\n\
+    GET  /usage    what consumers have used and have left, and of models by day (JSON);\n\
+    \x20              ?consumer=NAME for one, &days=30 for more than today\n\
     GET  /metrics  Prometheus metrics\n\
     POST /reload   load the configuration again; 422 with every problem if it is refused\n";
 
@@ -105,9 +106,14 @@ impl Admin {
             value.map(str::to_owned)
         };
         let (consumer, after) = (parameter("consumer"), parameter("after").unwrap_or_default());
+        let days = match parameter("days").map(|days| days.parse()) {
+            None => 1,
+            Some(Ok(days)) => days,
+            Some(Err(_)) => return text(StatusCode::BAD_REQUEST, "`days` is a number\n"),
+        };
         let views = self.views.clone();
         // With very many consumers it takes a while, and this thread answers the health checks.
-        match tokio::task::spawn_blocking(move || views.usage(consumer.as_deref(), &after)).await {
+        match tokio::task::spawn_blocking(move || views.usage(consumer.as_deref(), &after, days)).await {
             Ok(Some(usage)) => json(StatusCode::OK, &usage),
             Ok(None) => text(StatusCode::NOT_FOUND, "there is no such consumer\n"),
             Err(_) => text(StatusCode::INTERNAL_SERVER_ERROR, "the usage could not be read\n"),

@@ -15,7 +15,7 @@ use super::authenticate::jwt::keys::Keys;
 use super::authenticate::oidc::provider::Provider;
 use crate::authority::Kept;
 use crate::identity::limit_key;
-use crate::limits::{Counters, Fleet, Quotas, RateLimiter, fleet, quota};
+use crate::limits::{Counters, Fleet, Ledger, Quotas, RateLimiter, fleet, quota};
 
 /// How often callers who have not come for long enough are forgotten.
 const SWEEP: Duration = Duration::from_secs(10);
@@ -28,6 +28,8 @@ pub struct Lasting {
     background: Option<Handle>,
     pub rates: RateLimiter,
     pub quotas: Quotas,
+    /// What consumers have used of models.
+    pub ledger: Ledger,
     /// Whether a thread writes what was used of quotas.
     keeping: Once,
     /// What is counted of limits, for the metrics.
@@ -58,6 +60,7 @@ impl Lasting {
             background,
             rates: RateLimiter::default(),
             quotas: Quotas::default(),
+            ledger: Ledger::default(),
             keeping: Once::new(),
             places: Mutex::default(),
             counters: Counters::default(),
@@ -86,8 +89,10 @@ impl Lasting {
     }
 
     /// Opens the store of quotas, unless it is open. Nothing is written to it before [`Lasting::keep_quotas`].
-    pub fn open_usage(&self, file: &Path) -> Result<(), String> {
-        self.quotas.open(file, |quota, caller| (limit_key(quota), limit_key(caller)))
+    /// The use of models is kept in the same file, if there are any.
+    pub fn open_usage(&self, file: &Path, models: bool) -> Result<(), String> {
+        self.quotas.open(file, |quota, caller| (limit_key(quota), limit_key(caller)))?;
+        if models { self.ledger.open(file) } else { Ok(()) }
     }
 
     /// Writes what is used of quotas every `interval` from now on: to the store, and to a fleet's Redis.

@@ -55,11 +55,11 @@ pub struct Subscription {
 }
 
 /// A service by its place among the services of its configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ServiceId(pub u32);
 
 /// A plan by its place among the plans of its configuration.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PlanId(pub u32);
 
 impl Consumer {
@@ -76,6 +76,12 @@ impl Consumer {
     /// The subscription to a service, whatever its state.
     pub fn subscription(&self, service: ServiceId) -> Option<&Subscription> {
         self.subscriptions.iter().find(|subscription| subscription.service == service)
+    }
+
+    /// The plan of the subscription to a service, if it is approved.
+    pub fn approved_plan(&self, service: ServiceId) -> Option<PlanId> {
+        let subscription = self.subscription(service)?;
+        (subscription.state == SubscriptionState::Approved).then_some(subscription.plan)
     }
 
     pub fn subscriptions(&self) -> &[Subscription] {

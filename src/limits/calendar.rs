@@ -32,6 +32,10 @@ impl Window {
 /// The period that holds a moment; `None` beyond the years that a calendar has.
 pub fn window(period: Period, zone: &TimeZone, now: i64) -> Option<Window> {
     let local = zone.to_datetime(Timestamp::from_second(now).ok()?);
+    if period == Period::Minute {
+        let start = now.div_euclid(60) * 60;
+        return Some(Window { start, end: start + 60 });
+    }
     if period == Period::Hour {
         // Hours are the same everywhere, up to zones that are half an hour off: a shift of the clocks must not make one
         // of two.
@@ -41,7 +45,7 @@ pub fn window(period: Period, zone: &TimeZone, now: i64) -> Option<Window> {
     }
     let today = local.date();
     let (first, span): (Date, Span) = match period {
-        Period::Hour | Period::Day => (today, Span::new().days(1)),
+        Period::Minute | Period::Hour | Period::Day => (today, Span::new().days(1)),
         Period::Week => {
             let since = i64::from(today.weekday().since(Weekday::Monday));
             (today.checked_sub(Span::new().days(since)).ok()?, Span::new().days(7))
@@ -62,6 +66,7 @@ mod tests {
         let zone = |name: &str| TimeZone::get(name).unwrap();
         let at = |text: &str| text.parse::<Timestamp>().unwrap().as_second();
         for (period, name, now, start, end) in [
+            (Period::Minute, "Asia/Kolkata", "2026-01-01T00:15:59Z", "2026-01-01T00:15:00Z", "2026-01-01T00:16:00Z"),
             (Period::Day, "UTC", "2026-02-28T23:59:59Z", "2026-02-28T00:00:00Z", "2026-03-01T00:00:00Z"),
             (Period::Day, "Europe/Berlin", "2026-03-29T12:00:00Z", "2026-03-28T23:00:00Z", "2026-03-29T22:00:00Z"),
             (Period::Week, "UTC", "2026-11-29T10:00:00Z", "2026-11-23T00:00:00Z", "2026-11-30T00:00:00Z"),

@@ -9,6 +9,8 @@
 //!
 //! While Redis does not answer, it is asked once a second at most, and each gateway goes on with its share of the limit.
 
+pub mod hold;
+
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};

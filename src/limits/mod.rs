@@ -6,6 +6,7 @@
 pub mod calendar;
 pub mod fleet;
 pub mod gcra;
+pub mod ledger;
 pub mod limiter;
 pub mod quota;
 pub mod store;
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 pub use fleet::Fleet;
 pub use gcra::{RateLimiter, Rates};
+pub use ledger::Ledger;
 pub use limiter::{Caller, Limiter, OnFailure, Tell, Together};
 pub use quota::{Quota, Quotas};
 

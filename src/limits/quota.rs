@@ -7,10 +7,13 @@
 //! part for each file, so that nothing is counted twice, however often it is told, and whoever joins a fleet or leaves it
 //! goes on with what is in the file. A gateway that has no file has its part for as long as the process lives.
 
+mod lease;
+mod reserve;
+
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -24,6 +27,8 @@ use super::store::{Row, Store, StoreError, Usage};
 use super::table::AsIs;
 use super::{Exceeded, Standing};
 use crate::config::units::QuotaAmount;
+use lease::Lease;
+pub use reserve::Reserved;
 
 /// One quota, compiled.
 pub struct Quota {
@@ -72,7 +77,7 @@ impl Quota {
 
 /// What one caller has used of one quota in one period. What a request needs of it comes first, in one line of the cache.
 struct Counted {
-    /// As far as this process knows, with what others have counted.
+    /// As far as this process knows, with what others have counted and with what is reserved.
     used: AtomicU64,
     /// What is not in the store yet.
     pending: AtomicU64,
@@ -94,13 +99,17 @@ struct Kept {
     others: AtomicU64,
     /// Its place in the store; 0 until it is known.
     row: AtomicI64,
+    /// Of what is used, what is not settled yet.
+    reserved: AtomicU64,
+    /// In a fleet, what may be reserved without asking Redis.
+    lease: OnceLock<Arc<Lease>>,
 }
 
 impl Counted {
     fn new(quota: Arc<str>, caller: &str, window: Window) -> Counted {
-        let [used, pending, stored, told, others] = std::array::from_fn(|_| AtomicU64::new(0));
-        let (row, warned) = Default::default();
-        let kept = Kept { quota, caller: caller.into(), window, stored, told, others, row };
+        let [used, pending, stored, told, others, reserved] = std::array::from_fn(|_| AtomicU64::new(0));
+        let (row, warned, lease) = Default::default();
+        let kept = Kept { quota, caller: caller.into(), window, stored, told, others, row, reserved, lease };
         Counted { used, pending, warned, kept: Box::new(kept) }
     }
 
@@ -119,7 +128,15 @@ impl Counted {
     fn learn(&self, stored: u64, others: u64) {
         self.kept.stored.store(stored, Ordering::Relaxed);
         let others = self.kept.others.fetch_max(others, Ordering::Relaxed).max(others);
-        self.used.fetch_max(self.part().saturating_add(others), Ordering::Relaxed);
+        let known = self.part().saturating_add(others);
+        // After what is used: a settlement in between lets it seem less for a moment, never more.
+        self.used.fetch_max(known.saturating_add(self.kept.reserved.load(Ordering::SeqCst)), Ordering::SeqCst);
+    }
+
+    fn is_told(&self) {
+        if let Some(lease) = self.kept.lease.get() {
+            lease.told();
+        }
     }
 
     /// Forgets what was in the store, since another one takes its place, and returns it. Rows of that one are others, and
@@ -140,6 +157,8 @@ pub struct Quotas {
     cells: Arc<Cells>,
     /// The keys of cells with something pending, so that writing does not look at all the others.
     dirty: Arc<SegQueue<u64>>,
+    /// Leases that whoever writes does not know of yet.
+    new_leases: Arc<SegQueue<Arc<Lease>>>,
     books: Arc<Mutex<Books>>,
     /// Is told, too, in a fleet.
     fleet: Arc<ArcSwapOption<Fleet>>,
@@ -151,6 +170,8 @@ struct Books {
     store: Option<(PathBuf, Store)>,
     /// In a fleet, the keys of cells of which Redis may not know all.
     untold: Keys,
+    /// In a fleet, what may be spent without asking Redis.
+    leases: Vec<Arc<Lease>>,
 }
 
 type Keys = HashSet<u64, AsIs>;
@@ -171,7 +192,8 @@ impl Default for Quotas {
         Quotas {
             cells: Arc::new(papaya::HashMap::with_hasher(AsIs)),
             dirty: Arc::default(),
-            books: Arc::new(Mutex::new(Books { store: None, untold: HashSet::with_hasher(AsIs) })),
+            new_leases: Arc::default(),
+            books: Arc::new(Mutex::new(Books { store: None, untold: HashSet::with_hasher(AsIs), leases: Vec::new() })),
             fleet: Arc::default(),
             state: Arc::default(),
         }
@@ -301,7 +323,7 @@ impl Quotas {
     pub fn flush(&self) -> Result<(), StoreError> {
         // Held until the end: of two flushes at a time, nobody would know whose totals are newer.
         let mut books = self.books();
-        let Books { store, untold } = &mut *books;
+        let Books { store, untold, leases } = &mut *books;
         let mut store = store.as_mut().map(|(_, store)| store);
         let fleet = self.fleet.load_full();
         let cells = self.cells.pin();
@@ -321,9 +343,7 @@ impl Quotas {
             Some(store) => self.keep(store, &pending, untold),
             None if fleet.is_none() && !pending.is_empty() => Err(StoreError::none()),
             None => {
-                for one in &pending {
-                    one.cell.kept.stored.fetch_add(one.used, Ordering::Relaxed);
-                }
+                pending.iter().for_each(Pending::is_kept);
                 Ok(())
             }
         };
@@ -332,7 +352,13 @@ impl Quotas {
         }
         let file = store.as_ref().map(|store| store.id());
         let told = match &fleet {
-            Some(fleet) => self.tell(fleet, file, kept.is_ok(), untold),
+            Some(fleet) => {
+                let told = self.tell(fleet, file, kept.is_ok(), untold);
+                if told.is_ok() {
+                    self.renew_leases(fleet, leases);
+                }
+                told
+            }
             None => {
                 untold.clear();
                 Ok(false)
@@ -382,7 +408,9 @@ impl Quotas {
             false => cell.part(),
         };
         let parts = untold.iter().filter_map(|key| cells.get(key)).map(|cell| (cell, part(cell)));
-        let parts: Vec<_> = parts.filter(|(cell, part)| cell.kept.told.load(Ordering::Relaxed) != *part).collect();
+        let (parts, known): (Vec<_>, Vec<_>) =
+            parts.partition(|(cell, part)| cell.kept.told.load(Ordering::Relaxed) != *part);
+        known.iter().for_each(|(cell, _)| cell.is_told());
         let mut emptied = false;
         for parts in parts.chunks(TOLD_AT_ONCE) {
             let usages: Vec<_> = parts.iter().map(|(cell, part)| cell.usage(*part)).collect();
@@ -391,6 +419,7 @@ impl Quotas {
             for ((cell, part), total) in parts.iter().zip(totals) {
                 emptied |= cell.kept.told.swap(*part, Ordering::Relaxed) > total.before;
                 let others = total.sum.saturating_sub(total.before.max(*part));
+                cell.is_told();
                 cell.learn(cell.kept.stored.load(Ordering::Relaxed), others);
                 cell.used.fetch_max(total.sum, Ordering::Relaxed);
             }
@@ -419,6 +448,7 @@ impl Quotas {
             let told = || cell.kept.told.load(Ordering::Relaxed) == cell.kept.stored.load(Ordering::Relaxed);
             cell.kept.window.end.saturating_add(AFTERWARDS) < now
                 && cell.pending.load(Ordering::Relaxed) == 0
+                && cell.kept.reserved.load(Ordering::SeqCst) == 0
                 && (!in_fleet || told())
         };
         self.cells.pin().retain(|_, cell| !over(cell));
@@ -445,6 +475,15 @@ struct Pending<'c> {
     used: u64,
 }
 
+impl Pending<'_> {
+    fn is_kept(&self) {
+        self.cell.kept.stored.fetch_add(self.used, Ordering::Relaxed);
+        if let Some(lease) = self.cell.kept.lease.get() {
+            lease.kept(self.used);
+        }
+    }
+}
+
 /// Adds to the store, and learns what other processes have added; true if there were any.
 fn write(store: &mut Store, pending: &[Pending<'_>], cells: &Cells) -> Result<bool, StoreError> {
     let cells = cells.pin();
@@ -469,9 +508,7 @@ fn write(store: &mut Store, pending: &[Pending<'_>], cells: &Cells) -> Result<bo
         }
     }
     adding.commit()?;
-    for one in pending {
-        one.cell.kept.stored.fetch_add(one.used, Ordering::Relaxed);
-    }
+    pending.iter().for_each(Pending::is_kept);
     for (cell, row, total) in learnt {
         cell.kept.row.store(row.0, Ordering::Relaxed);
         cell.learn(total, 0);
@@ -546,6 +583,6 @@ const FORGET: Duration = Duration::from_secs(60);
 /// How often the store is rid of what is too old.
 const PRUNE: Duration = Duration::from_secs(3600);
 
-fn unix_now() -> i64 {
+pub(super) fn unix_now() -> i64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
 }

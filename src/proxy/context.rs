@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use http::{HeaderMap, HeaderValue};
 
 use super::mirror::Pending;
+use crate::ai::budget::Reservation;
 use crate::error::Error;
 use crate::filters::chain::Chain;
 use crate::filters::filter::Controls;
@@ -27,6 +28,8 @@ pub struct Context {
     pub chain: Option<Arc<Chain>>,
     pub exchange: Exchange,
     pub controls: Controls,
+    /// What budgets have reserved for the call of a model; settled when the request is over.
+    pub reservation: Option<Box<Reservation>>,
     pub connection: Option<Arc<ConnectionState>>,
     /// Counts and traces the request; taken when it is finished.
     pub observation: Option<Observation>,
@@ -104,6 +107,7 @@ impl Default for Context {
                 duration: Duration::ZERO,
             },
             controls: Controls::default(),
+            reservation: None,
             connection: None,
             observation: None,
             origin: None,

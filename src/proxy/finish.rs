@@ -3,7 +3,7 @@
 use pingora::proxy::{FailToProxy, Session};
 
 use super::context::Context;
-use super::{Proxy, answer, failure};
+use super::{Proxy, ai, answer, failure};
 use crate::error::{Error, Fault, Reason};
 use crate::telemetry::Counted;
 use crate::variables::Scope;
@@ -47,6 +47,7 @@ pub fn record(proxy: &Proxy, session: &mut Session, error: Option<&pingora::Erro
         exchange.reason = Some(failure::reason(error));
     }
     let snapshot = ctx.snapshot.take();
+    ai::budget::conclude(ctx, snapshot.as_deref());
     let route = snapshot.as_ref().and_then(|snapshot| ctx.route(snapshot));
     let Some(observation) = ctx.observation.take() else { return };
     let counted = Counted {

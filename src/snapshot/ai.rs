@@ -9,17 +9,19 @@ use tokio::sync::Semaphore;
 use super::compile::Ground;
 use super::{Origin, Snapshot};
 use crate::ai::answers::{self, Answers};
+use crate::ai::budget::Budgets;
 use crate::ai::catalog::{Catalog, Credential, Kind, Mode, Operation, ProviderSpec};
 use crate::ai::endpoint::Endpoint;
 use crate::ai::formats::Format;
 use crate::ai::guardrails::Guardrail;
 use crate::ai::keys::{Key, KeyState};
 use crate::ai::targets::{Target, TargetState};
-use crate::config::ai::{self as written, Strategy};
+use crate::config::ai::{self as written, OnDisconnect, Strategy};
 use crate::config::answer_cache::{self, AnswerCache};
 use crate::config::units;
 use crate::config::upstream::{self, Timeouts};
 use crate::config::{Config, Problems};
+use crate::limits::Ledger;
 use crate::upstream::Upstream;
 
 /// All models that can be called.
@@ -38,6 +40,10 @@ pub struct Models {
     by_kind: Box<[Arc<str>]>,
     /// See [`Models::names`].
     names: OnceLock<Box<[Name]>>,
+    /// What may be used of them; `None` if nothing is limited.
+    pub budgets: Option<Arc<Budgets>>,
+    /// Where what was used of them is kept.
+    pub ledger: Ledger,
     /// The longest body of a call, in bytes.
     pub max_body: u64,
     /// What bodies under way may take together, one permit for each [`UNIT`].
@@ -65,6 +71,8 @@ pub struct Provider {
     /// In the order in which they are preferred for calls of other formats.
     endpoints: Box<[(Endpoint, Arc<Origin>)]>,
     pub keys: Box<[Key]>,
+    /// What happens with a call whose caller has left.
+    pub on_disconnect: OnDisconnect,
 }
 
 /// A name for models of providers.
@@ -317,6 +325,8 @@ pub fn compile(
         by_kind,
         names: OnceLock::new(),
         default_model: written.default_model.as_deref().map(Into::into),
+        budgets: Budgets::compile(config, &ground.lasting.quotas, &ground.lasting.counters, problems),
+        ledger: ground.lasting.ledger.clone(),
         max_body: written.max_body.get(),
         memory,
         size: written.memory.get(),
@@ -469,7 +479,8 @@ impl Compiler<'_> {
             self.problems.add(&path, format!("{} wants a key{usual}", spec.title));
         }
         let otel_name = spec.otel_name().into();
-        Some(Provider { name, spec, otel_name, endpoints, keys })
+        let on_disconnect = written.on_disconnect.unwrap_or(spec.on_disconnect);
+        Some(Provider { name, spec, otel_name, endpoints, keys, on_disconnect })
     }
 
     fn endpoints(

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http::HeaderName;
 
-use super::{Backend, MirrorTo, Origin, OwnedHeaders, Route, Snapshot, Split};
+use super::{Backend, MirrorTo, Origin, OwnedHeaders, Route, Snapshot, Split, Standings};
 use super::{ai, mcp};
 use crate::config::service::Access;
 use crate::config::{self, Config, FilterEntry, Problems};
@@ -143,6 +143,9 @@ pub fn compile(
     }
     let revision = previous.map_or(1, |previous| previous.revision + 1);
     limits.extend(plans_of_services.into_iter().map(|plans| plans as Arc<dyn Limit>));
+    let budgets = models.as_ref().and_then(|models| models.budgets.clone());
+    let budgets = budgets.map(|budgets| Arc::new(Standings(budgets)));
+    limits.extend(budgets.clone().map(|budgets| budgets as Arc<dyn Limit>));
     let owned_headers = OwnedHeaders::new(owned);
     Some(Snapshot {
         revision,
@@ -153,6 +156,7 @@ pub fn compile(
         owned_headers,
         limits: limits.into(),
         models,
+        budgets,
         fleet,
     })
 }

@@ -1,6 +1,7 @@
 //! The immutable compiled form of a configuration: what requests run on.
 
 pub mod ai;
+mod budgets;
 mod compile;
 pub mod mcp;
 mod split;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use http::HeaderName;
 
+pub use budgets::Standings;
 pub use compile::{Ground, compile};
 pub use split::Split;
 
@@ -39,6 +41,8 @@ pub struct Snapshot {
     pub limits: Box<[Arc<dyn Limit>]>,
     /// Models that can be called.
     pub models: Option<Arc<ai::Models>>,
+    /// What may be used of models.
+    pub budgets: Option<Arc<Standings>>,
     /// The other gateways whose limits hold together with ours.
     pub fleet: Option<Arc<Fleet>>,
 }
@@ -47,6 +51,11 @@ impl Snapshot {
     /// Whether there is a quota, which has to be kept somewhere.
     pub fn counts(&self) -> bool {
         self.limits.iter().any(|limit| limit.counts())
+    }
+
+    /// Whether there is something that is counted to be kept, or together with the other gateways of a fleet.
+    pub fn counts_together(&self) -> bool {
+        self.counts() || (self.fleet.is_some() && self.budgets.is_some())
     }
 }
 

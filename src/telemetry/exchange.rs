@@ -132,6 +132,8 @@ pub struct AiCall {
     pub tokens: Option<Tokens>,
     /// Nano-dollars; `None` if the price or the tokens are unknown.
     pub cost: Option<u64>,
+    /// The tokens were counted here, because the provider did not tell them.
+    pub counted: bool,
     /// Why the answer ended, in OpenAI's words.
     pub finish: Option<&'static str>,
     /// The caller has an answer that ends in no such way: vectors, images, speech, whatever a provider keeps.
@@ -140,6 +142,14 @@ pub struct AiCall {
     pub cache: Option<&'static str>,
     /// What guardrails have done, never about which text.
     pub guardrails: Vec<Verdict>,
+    /// The caller has left, and the answer is read on for its usage: what is known here is what came until then.
+    pub drained: bool,
+    /// The answer broke off, or its caller left, and what it has used is not known: it is taken to be what was reserved.
+    pub cut: bool,
+    /// What attempts have used that were billed and failed; no part of `tokens` and `cost`.
+    pub lost: Lost,
+    /// What budgets have reserved for the call: tokens, and nano-dollars if the price is known.
+    pub reserved: Option<(u64, Option<u64>)>,
     /// Only of calls whose trace is sampled.
     pub traced: Option<Box<TracedCall>>,
 }
@@ -189,6 +199,16 @@ pub struct McpCall {
     pub known: bool,
 }
 
+/// What attempts have used that were billed and failed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lost {
+    pub tokens: Tokens,
+    /// Nano-dollars.
+    pub cost: u64,
+    /// Some of it has no price.
+    pub unpriced: bool,
+}
+
 /// Tokens as the provider bills them: those of the cache are part of `input`, those of reasoning of `output`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Tokens {
@@ -197,6 +217,33 @@ pub struct Tokens {
     pub cache_read: u64,
     pub cache_write: u64,
     pub reasoning: u64,
+}
+
+impl Tokens {
+    pub fn plus(&self, other: &Tokens) -> Tokens {
+        Tokens {
+            input: self.input.saturating_add(other.input),
+            output: self.output.saturating_add(other.output),
+            cache_read: self.cache_read.saturating_add(other.cache_read),
+            cache_write: self.cache_write.saturating_add(other.cache_write),
+            reasoning: self.reasoning.saturating_add(other.reasoning),
+        }
+    }
+}
+
+impl Lost {
+    /// What has come to it since it was `before`.
+    pub fn since(&self, before: &Lost) -> Lost {
+        let tokens = Tokens {
+            input: self.tokens.input.saturating_sub(before.tokens.input),
+            output: self.tokens.output.saturating_sub(before.tokens.output),
+            cache_read: self.tokens.cache_read.saturating_sub(before.tokens.cache_read),
+            cache_write: self.tokens.cache_write.saturating_sub(before.tokens.cache_write),
+            reasoning: self.tokens.reasoning.saturating_sub(before.tokens.reasoning),
+        };
+        let unpriced = self.unpriced && !before.unpriced;
+        Lost { tokens, cost: self.cost.saturating_sub(before.cost), unpriced }
+    }
 }
 
 impl AiCall {

@@ -8,6 +8,7 @@ mod admin;
 mod ai;
 mod ai_cache;
 mod ai_guardrails;
+mod ai_budgets;
 mod ai_models;
 mod ai_operations;
 mod anonymous;

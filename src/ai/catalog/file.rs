@@ -10,6 +10,7 @@ use super::model::Model;
 use crate::ai::chat::FailureKind;
 use crate::ai::formats::Format;
 use crate::ai::quirks::Quirk;
+pub use crate::config::ai::OnDisconnect;
 
 /// A provider of models. It takes the name of its file.
 ///
@@ -150,17 +151,6 @@ pub enum Credential {
     /// A short-lived token of a Google account.
     GoogleOauth,
     None,
-}
-
-/// What happens with a call whose caller has left.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum OnDisconnect {
-    /// The provider stops when the connection ends, and bills what it has made.
-    #[default]
-    Cancel,
-    /// The provider bills the whole answer anyway: it is read to its end, for its usage.
-    Drain,
 }
 
 /// An error of the provider, by its status, its code, or both.

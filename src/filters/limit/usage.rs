@@ -22,18 +22,49 @@ pub trait Limit: Send + Sync {
 pub struct Shown {
     limit: String,
     kind: &'static str,
+    unit: Unit,
     used: u64,
     standing: Standing,
+}
+
+/// What a limit counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unit {
+    Requests,
+    Tokens,
+    /// Shown in dollars.
+    NanoDollars,
+}
+
+impl Unit {
+    fn name(self) -> &'static str {
+        match self {
+            Unit::Requests => "requests",
+            Unit::Tokens => "tokens",
+            Unit::NanoDollars => "dollars",
+        }
+    }
+
+    fn json(self, amount: u64) -> Value {
+        match self {
+            Unit::NanoDollars => json!(amount as f64 / 1e9),
+            _ => amount.into(),
+        }
+    }
 }
 
 impl Shown {
     pub fn rate(limit: &str, standing: Standing) -> Shown {
         let used = standing.amount.saturating_sub(standing.remaining);
-        Shown { limit: limit.to_owned(), kind: "rate", used, standing }
+        Shown { limit: limit.to_owned(), kind: "rate", unit: Unit::Requests, used, standing }
     }
 
     pub fn quota(limit: &str, used: u64, standing: Standing) -> Shown {
-        Shown { limit: limit.to_owned(), kind: "quota", used, standing }
+        Shown { limit: limit.to_owned(), kind: "quota", unit: Unit::Requests, used, standing }
+    }
+
+    pub fn budget(limit: &str, unit: Unit, used: u64, standing: Standing) -> Shown {
+        Shown { limit: limit.to_owned(), kind: "budget", unit, used, standing }
     }
 
     pub fn is_touched(&self) -> bool {
@@ -45,9 +76,10 @@ impl Shown {
         json!({
             "limit": self.limit,
             "kind": self.kind,
-            "amount": amount,
-            "used": self.used,
-            "remaining": remaining,
+            "unit": self.unit.name(),
+            "amount": self.unit.json(amount),
+            "used": self.unit.json(self.used),
+            "remaining": self.unit.json(remaining),
             "window_seconds": whole_seconds(window),
             "reset": moment(reset),
         })

@@ -204,6 +204,11 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// Gives the connection away, to be read on.
+    pub fn leave(&mut self) -> Option<(HttpSession, HttpPeer)> {
+        Some((self.http.take()?, (*self.peer).clone()))
+    }
+
     /// Gives the connection back, if it can serve another call.
     pub async fn close(&mut self, proxy: &Proxy) {
         let Some(mut http) = self.http.take() else { return };

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use pingora::proxy::Session;
 
+use super::budget::{self, Asked, Size};
 use super::call::Call;
 use super::refusal::{self, Refusal, no_such_model};
 use super::{Serving, body, cached, fallback, guard};
@@ -48,10 +49,15 @@ pub async fn answer(
     if let Err(refusal) = guard::call(&mut serving, model.get()).await? {
         return serving.refuse(&refusal).await;
     }
+    // What is given again costs nothing.
     if cached::answer(&mut serving).await? {
         return Ok(());
     }
-    fallback::answer(&mut serving, model.get()).await
+    let (call, size) = (&serving.call, Size::of(&serving.call));
+    match budget::reserve(serving.ctx, ai, call.format, &call.name, Asked::Targets(&model.get().targets), &size).await {
+        Ok(()) => fallback::answer(&mut serving, model.get()).await,
+        Err(refusal) => serving.refuse(&refusal).await,
+    }
 }
 
 /// What is settled before any provider is asked: who may answer, and whether anybody shall.

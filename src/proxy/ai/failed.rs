@@ -6,7 +6,7 @@ use http::HeaderMap;
 
 use super::attempt::Ask;
 use super::refusal::Refusal;
-use crate::ai::chat::{Failure, FailureKind};
+use crate::ai::chat::{Failure, FailureKind, Usage};
 use crate::ai::formats::Provider as Spoken;
 use crate::ai::keys::Key;
 use crate::ai::retry_after;
@@ -20,6 +20,8 @@ pub struct Failed {
     pub retry_after: Option<Duration>,
     /// It was the key that was refused.
     pub about_key: bool,
+    /// What the provider bills all the same.
+    pub billed: Option<Usage>,
 }
 
 impl Failed {
@@ -36,7 +38,7 @@ impl Failed {
 impl From<Failure> for Failed {
     fn from(failure: Failure) -> Self {
         let again = may_be_tried_again(failure.kind);
-        Failed { failure, again, retry_after: None, about_key: false }
+        Failed { failure, again, retry_after: None, about_key: false, billed: None }
     }
 }
 

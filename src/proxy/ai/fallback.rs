@@ -5,29 +5,44 @@ use std::time::Duration;
 
 use super::Serving;
 use super::attempt::{Ask, Attempt, Opened};
+use super::budget::{self, Asked, Bill, Size};
 use super::failed::{Failed, may_be_tried_again};
 use super::refusal::Refusal;
-use super::{stream, whole};
+use super::{drain, stream, whole};
+use crate::ai::budget::Reservation;
 use crate::ai::chat::{Failure, FailureKind};
 use crate::ai::keys::{self, Key};
 use crate::ai::targets::{self, Target};
+use crate::proxy::context::Context;
 use crate::proxy::tunnel::unless_client_leaves;
 use crate::snapshot::ai::{Models, Provider, Virtual};
 
 /// Answers the caller. The error means that it is gone.
 pub async fn answer(serving: &mut Serving<'_>, model: &Virtual) -> pingora::Result<()> {
     let mut tried = Tried::default();
-    for _ in 0..model.attempts {
-        let Some((provider, target, key)) = tried.next(&serving.ai.models, model) else { break };
+    let mut left = model.attempts;
+    while left > 0 {
+        let Some((provider, target, key)) = tried.next(serving.ctx, &serving.ai.models, model) else { break };
         let ask = match Ask::prepare(provider, target, key, &mut serving.call, model) {
             Ok(ask) => ask,
             // What one provider cannot be asked another may be.
             Err(failure) => {
                 tried.cannot(target, failure);
+                left -= 1;
                 continue;
             }
         };
-        let failed = match attempt(serving, ask).await? {
+        let size = Size::of(&serving.call);
+        let asked = Asked::Targets(std::slice::from_ref(target));
+        let paid = match budget::reserve_attempt(serving.ctx, &serving.ai.models, provider, key, asked, &size).await {
+            Ok(paid) => paid,
+            Err(failure) => {
+                tried.unpaid(provider, target, key, failure);
+                continue;
+            }
+        };
+        left -= 1;
+        let failed = match attempt(serving, ask, paid).await? {
             None => return Ok(()),
             Some(failed) => failed,
         };
@@ -42,19 +57,30 @@ pub async fn answer(serving: &mut Serving<'_>, model: &Virtual) -> pingora::Resu
 }
 
 /// One attempt; `None` if the caller has its answer, or what could be sent of it.
-async fn attempt(serving: &mut Serving<'_>, ask: Ask<'_>) -> pingora::Result<Option<Failed>> {
+async fn attempt(
+    serving: &mut Serving<'_>,
+    ask: Ask<'_>,
+    paid: Option<Reservation>,
+) -> pingora::Result<Option<Failed>> {
     let mut attempt = match Attempt::begin(ask, serving) {
         Ok(attempt) => attempt,
         Err(failed) => return Ok(Some(failed)),
     };
+    let (mut bill, mut begun) = (Bill::open(serving.ctx, paid), None);
     let opened = unless_client_leaves(serving.session, attempt.open(serving.proxy, &serving.call)).await;
     attempt.note(serving.ctx);
     let ended = match opened {
         Ok(Ok(Opened::Whole(answer))) => whole::send(serving, &attempt, answer).await,
-        Ok(Ok(Opened::Stream(relay))) => stream::send(serving, &mut attempt, *relay).await.map(|()| None),
+        Ok(Ok(Opened::Stream(relay))) => stream::send(serving, &mut attempt, *relay, &mut begun).await.map(|()| None),
         Ok(Err(failed)) => Ok(Some(failed)),
         Err(gone) => Err(gone),
     };
+    match &ended {
+        Ok(None) => {}
+        Ok(Some(failed)) => bill.failed(serving.ctx, &attempt.ask, failed.billed.as_ref()),
+        Err(_) => drain::left(serving, &mut attempt, begun, &mut bill).await,
+    }
+    bill.settle(serving.ctx);
     attempt.close(serving.proxy).await;
     if let Ok(Some(failed)) = &ended {
         let (ask, message) = (&attempt.ask, &failed.failure.message);
@@ -83,11 +109,13 @@ impl Tried {
     /// Who is asked next, and with which key.
     pub fn next<'m>(
         &self,
+        ctx: &Context,
         models: &'m Models,
         model: &'m Virtual,
     ) -> Option<(&'m Provider, &'m Target, Option<&'m Key>)> {
         let usable = |target: &Target| {
-            !self.given_up.iter().any(|other| other.provider == target.provider && other.model == target.model)
+            budget::permits(ctx, models, target)
+                && !self.given_up.iter().any(|other| other.provider == target.provider && other.model == target.model)
                 && models.provider(&target.provider).is_some_and(|provider| payable(provider, target, &self.keys))
         };
         let target = targets::choose(&model.targets, model.strategy, usable)?;
@@ -99,6 +127,17 @@ impl Tried {
     pub fn cannot(&mut self, target: &Target, failure: Failure) {
         self.given_up.push(target.clone());
         self.last = Some(failure.into());
+    }
+
+    /// The budget of a key or of its provider does not suffice: as if the key rested.
+    pub fn unpaid(&mut self, provider: &Provider, target: &Target, key: Option<&Key>, failure: Failure) {
+        match key.filter(|_| provider.keys.len() > 1) {
+            Some(key) => {
+                self.keys.push(key.name.clone());
+                self.last = Some(failure.into());
+            }
+            None => self.cannot(target, failure),
+        }
     }
 
     /// An attempt has failed.

@@ -5,7 +5,7 @@
 //! meets them:
 //!
 //! - [`body`] reads it, and [`call`] makes out what is asked.
-//! - [`chat`] settles what is to be settled before any provider is asked.
+//! - [`chat`] settles what is to be settled before any provider is asked; [`budget`] reserves what the call may use.
 //! - [`guard`] shows it, and later its answer, to the guardrails; whom those have to ask, [`side_call`] asks.
 //! - [`cached`] gives the answer again that was given to the same call before.
 //! - [`fallback`] goes from target to target; each [`attempt`] is one exchange up to the first content, its request written by
@@ -13,13 +13,16 @@
 //! - [`whole`] and [`stream`] send the answer: each shows it to whoever has to see it first.
 //! - Calls beyond chat are answered by [`task`] where they name a model, by [`raw`] where they pass as they are, and by
 //!   [`realtime`] where they are WebSockets; all over [`outgoing`] and [`relay`].
+//! - [`drain`] reads on what a provider bills whose caller has left.
 //! - [`refusal`] answers instead, and [`list`] says what there is to call.
 
 mod attempt;
 mod body;
+pub mod budget;
 mod cached;
 mod call;
 mod chat;
+mod drain;
 mod failed;
 mod fallback;
 mod guard;

@@ -10,8 +10,10 @@ use http::header::CONTENT_LENGTH;
 use http::{HeaderMap, Method, header};
 use pingora::proxy::Session;
 
+use super::budget::{self, Asked, Bill, Size};
 use super::failed::refused_by;
 use super::outgoing::{Body, Outgoing, Unsent};
+use super::refusal::Refusal;
 use super::{PROVIDER, body, realtime, refusal, relay};
 use crate::ai::catalog;
 use crate::ai::chat::{Failure, FailureKind};
@@ -101,8 +103,15 @@ pub async fn passthrough(
         let mut headers = HeaderMap::new();
         caller_headers(session, &mut headers);
         enter(ctx, &to);
-        return realtime::tunnel(proxy, session, ctx, to.provider, to.endpoint, to.origin, to.key, to.target, headers)
-            .await;
+        let mut to = to;
+        let bill = match reserve(ctx, ai, &mut to, &Size::of_length(None)).await {
+            Ok(bill) => bill,
+            Err(refusal) => return refusal::send(session, ctx, Format::OpenAiChat, &refusal).await,
+        };
+        let To { provider, endpoint, origin, key, target, .. } = to;
+        let served = realtime::tunnel(proxy, session, ctx, provider, endpoint, origin, key, target, headers).await;
+        bill.settle(ctx);
+        return served;
     }
     pass(proxy, session, ctx, ai, to).await
 }
@@ -260,12 +269,18 @@ async fn pass(
     to: To<'_>,
 ) -> pingora::Result<()> {
     enter(ctx, &to);
+    let mut to = to;
     let head = session.req_header();
     let method = head.method.clone();
     let declared = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
     if declared.is_some_and(|declared| declared > ai.models.max_body) {
         return answer::send_error(session, ctx, Reason::BodyTooLarge.into()).await;
     }
+    let size = if is_free(to.operation, &method) { Size::nothing() } else { Size::of_length(declared) };
+    let bill = match reserve(ctx, ai, &mut to, &size).await {
+        Ok(bill) => bill,
+        Err(refusal) => return refusal::send(session, ctx, Format::OpenAiChat, &refusal).await,
+    };
     let mut headers = HeaderMap::new();
     caller_headers(session, &mut headers);
     let mut held = None;
@@ -288,9 +303,14 @@ async fn pass(
     let model = "".into();
     let method_of_call = method.clone();
     let outgoing = Outgoing { provider, endpoint, origin, key, model, method, target, headers, body, follows: false };
-    let sent = outgoing.send(proxy, session, ctx).await?;
+    let sent = outgoing.send(proxy, session, ctx).await;
     drop(held);
-    let mut exchange = match sent {
+    if sent.is_err() {
+        budget::cut(ctx);
+        bill.settle(ctx);
+        return sent.map(drop);
+    }
+    let mut exchange = match sent? {
         Ok(exchange) => exchange,
         Err(Unsent::Caller(error)) => return answer::send_error(session, ctx, error).await,
         Err(Unsent::Provider(failed)) => {
@@ -314,23 +334,47 @@ async fn pass(
     exchange.close(proxy).await;
     if status.is_success() {
         settle(ctx, provider, operation, &method_of_call, found);
-        if let (Ok(()), Some(record)) = (&sent, &mut ctx.exchange.ai) {
-            record.served = true;
+        match (&sent, &mut ctx.exchange.ai) {
+            (Ok(()), Some(record)) => record.served = true,
+            _ => budget::cut(ctx),
         }
     }
+    bill.settle(ctx);
     sent
 }
 
-/// Enters what was used into the record. To look something up costs nothing, also if it tells what was used before.
+/// Reserves what a call may use with the budgets of its caller, and of the provider and a key of it that has one left.
+async fn reserve(ctx: &mut Context, ai: &AiBackend, to: &mut To<'_>, size: &Size<'_>) -> Result<Bill, Refusal> {
+    let asked = Asked::Any(to.provider);
+    budget::reserve(ctx, ai, Format::OpenAiChat, "", asked, size).await?;
+    let mut tried: Vec<Arc<str>> = Vec::new();
+    loop {
+        match budget::reserve_attempt(ctx, &ai.models, to.provider, to.key, asked, size).await {
+            Ok(paid) => return Ok(Bill::open(ctx, paid)),
+            Err(failure) => {
+                tried.extend(to.key.map(|key| key.name.clone()));
+                let another = to.key.and_then(|_| keys::choose(&to.provider.keys, "", &tried));
+                to.key = Some(another.ok_or(failure)?);
+            }
+        }
+    }
+}
+
+/// To look something up costs nothing, also if it tells what was used before.
+fn is_free(operation: Operation<'_>, method: &Method) -> bool {
+    let looks = matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS);
+    looks
+        || match operation {
+            Operation::Stored(Stored { kind: Kind::Batches, path }) => path.ends_with("/cancel"),
+            Operation::Stored(_) => true,
+            _ => false,
+        }
+}
+
+/// Enters what was used into the record.
 fn settle(ctx: &mut Context, provider: &Provider, operation: Operation<'_>, method: &Method, found: Found) {
     let Some(record) = &mut ctx.exchange.ai else { return };
-    let looks = matches!(*method, Method::GET | Method::HEAD | Method::DELETE | Method::OPTIONS);
-    let free = match operation {
-        Operation::Stored(Stored { kind: Kind::Batches, path }) => path.ends_with("/cancel"),
-        Operation::Stored(_) => true,
-        _ => false,
-    };
-    if looks || free {
+    if is_free(operation, method) {
         record.cost = Some(0);
         return;
     }

@@ -9,6 +9,7 @@ use http::{HeaderMap, HeaderValue};
 use pingora::http::RequestHeader;
 use pingora::proxy::Session;
 
+use super::budget::{self, Asked, Bill, Size};
 use super::fallback::payable;
 use super::raw::{caller_headers, is_websocket_header};
 use super::refusal::{self, no_such_model};
@@ -56,12 +57,17 @@ pub async fn answer(proxy: &Proxy, session: &mut Session, ctx: &mut Context, ai:
     let record = AiCall { operation: Operation::Realtime.name(), started: Some(Instant::now()), ..record };
     ctx.exchange.ai = Some(Box::new(record));
     let model = resolved.get();
+    let size = Size { output: None, ..Size::nothing() };
+    if let Err(refusal) = budget::reserve(ctx, ai, format, &name, Asked::Targets(&model.targets), &size).await {
+        return refusal::send(session, ctx, format, &refusal).await;
+    }
     let serves = |target: &Target| {
-        ai.models.provider(&target.provider).is_some_and(|provider| {
-            provider.spec.serves(catalog::Operation::Realtime)
-                && provider.speaking(Format::OpenAiChat).is_some()
-                && payable(provider, target, &[])
-        })
+        budget::permits(ctx, &ai.models, target)
+            && ai.models.provider(&target.provider).is_some_and(|provider| {
+                provider.spec.serves(catalog::Operation::Realtime)
+                    && provider.speaking(Format::OpenAiChat).is_some()
+                    && payable(provider, target, &[])
+            })
     };
     let found = targets::choose(&model.targets, model.strategy, serves);
     let found = found.and_then(|target| {
@@ -74,6 +80,12 @@ pub async fn answer(proxy: &Proxy, session: &mut Session, ctx: &mut Context, ai:
         return refusal::send(session, ctx, format, &failure.into()).await;
     };
     let key = keys::choose(&provider.keys, &target.model, &[]);
+    let asked = Asked::Targets(std::slice::from_ref(target));
+    let paid = match budget::reserve_attempt(ctx, &ai.models, provider, key, asked, &size).await {
+        Ok(paid) => paid,
+        Err(failure) => return refusal::send(session, ctx, format, &failure.into()).await,
+    };
+    let bill = Bill::open(ctx, paid);
     if let Some(record) = &mut ctx.exchange.ai {
         record.provider = provider.name.clone();
         record.provider_kind = provider.otel_name.clone();
@@ -94,7 +106,9 @@ pub async fn answer(proxy: &Proxy, session: &mut Session, ctx: &mut Context, ai:
     let _in_flight = target.state.enter();
     let mut headers = HeaderMap::new();
     caller_headers(session, &mut headers);
-    tunnel(proxy, session, ctx, provider, endpoint, origin, key, path, headers).await
+    let served = tunnel(proxy, session, ctx, provider, endpoint, origin, key, path, headers).await;
+    bill.settle(ctx);
+    served
 }
 
 /// Opens a WebSocket to a provider and serves it to its end. The record of the call is begun.

@@ -6,7 +6,7 @@ use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderName, HeaderValue, StatusCode};
 use pingora::proxy::Session;
 
-use super::{JSON, Serving, told};
+use super::{JSON, Serving, budget, told};
 use crate::ai::chat::{Failure, FailureKind};
 use crate::ai::formats::Format;
 use crate::error::{Error, Reason};
@@ -38,11 +38,11 @@ impl Serving<'_> {
 
 /// Answers with a refusal in the caller's dialect.
 pub async fn send(session: &mut Session, ctx: &mut Context, format: Format, refusal: &Refusal) -> pingora::Result<()> {
-    let kind = refusal.failure.kind;
+    let reason = budget::reason(&refusal.failure).unwrap_or(reason(refusal.failure.kind));
     let request_id = String::from_utf8_lossy(ctx.exchange.request_id.as_bytes()).into_owned();
-    ctx.exchange.reason = Some(reason(kind));
+    ctx.exchange.reason = Some(reason);
     let Some(mut answer) = failed(format, &refusal.failure, &request_id) else {
-        return answer::send_error(session, ctx, reason(kind).into()).await;
+        return answer::send_error(session, ctx, reason.into()).await;
     };
     if let Some(wait) = refusal.retry_after {
         answer.headers.push((RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil() as u64)));

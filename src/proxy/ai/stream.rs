@@ -12,6 +12,7 @@ use pingora::protocols::http::client::HttpSession;
 use super::attempt::{Ask, Attempt};
 use super::cached::Place;
 use super::call::Call;
+use super::drain::Begun;
 use super::failed::Failed;
 use super::{Serving, cached, dropped_header, guard, told};
 use crate::ai::answers::replay::Recorder;
@@ -21,7 +22,9 @@ use crate::ai::guardrails::stream::StreamGuard;
 use crate::ai::stream::event_stream::EXCEPTION;
 use crate::ai::stream::reframe::Reframer;
 use crate::ai::stream::{Deframer, Frame, Framing, Unframed};
+use crate::ai::tokens::{self, Said};
 use crate::ai::usage;
+use crate::config::ai::OnDisconnect;
 use crate::proxy::answer::{X_REQUEST_ID, filter_response};
 use crate::proxy::tunnel::unless_client_leaves;
 
@@ -32,7 +35,15 @@ const MOST_HELD: usize = 1 << 20;
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 
 /// Sends a stream whose first content has come, to its end. The error means that the caller is gone.
-pub async fn send(serving: &mut Serving<'_>, attempt: &mut Attempt<'_>, mut relay: Relay) -> pingora::Result<()> {
+/// What of it can be read on then is in `begun`.
+pub async fn send(
+    serving: &mut Serving<'_>,
+    attempt: &mut Attempt<'_>,
+    mut relay: Relay,
+    begun: &mut Option<Begun>,
+) -> pingora::Result<()> {
+    // Whether what was said is counted exactly, where the provider does not tell.
+    relay.said.keep(serving.ctx.reservation.is_some());
     attempt.ask.target.state.began(attempt.started.elapsed());
     if let Some(record) = serving.record() {
         record.first_token = record.started.map(|started| started.elapsed());
@@ -41,9 +52,24 @@ pub async fn send(serving: &mut Serving<'_>, attempt: &mut Attempt<'_>, mut rela
         Ok(()) => relay.run(serving, attempt).await,
         Err(gone) => Err(gone),
     };
+    let (spec, model) = (&attempt.ask.provider.spec, &attempt.ask.target.model);
+    let on_disconnect = attempt.ask.provider.on_disconnect;
+    // The last report is complete if it came with the end, or after it.
+    let told = relay.usage.filter(|_| relay.stop.is_some());
+    let counted = match told {
+        Some(_) => None,
+        None if sent.is_err() && !relay.ended && on_disconnect == OnDisconnect::Drain => {
+            *begun = Some(relay.leave());
+            None
+        }
+        None => Some(relay.count(&serving.call, model).await),
+    };
     if let Some(record) = serving.record() {
         record.guardrails.extend(relay.guard.iter_mut().flat_map(|guard| guard.verdicts.drain(..)));
-        usage::settle(record, &attempt.ask.provider.spec, &attempt.ask.target.model, relay.usage.as_ref());
+        match &counted {
+            Some(counted) => usage::counted(record, spec, model, counted),
+            None => usage::settle(record, spec, model, told.as_ref()),
+        }
         record.finish = relay.stop.map(Stop::name);
         if let (Some(traced), Some((id, model))) = (&mut record.traced, relay.identity) {
             (traced.response_id, traced.response_model) = (Some(id), Some(model));
@@ -101,6 +127,8 @@ pub struct Relay {
     failure: Option<Failure>,
     usage: Option<Usage>,
     stop: Option<Stop>,
+    /// What the model has said, for the case that the provider does not tell how many tokens it was.
+    said: Said,
     /// The provider's id of the answer and name of the model.
     identity: Option<(String, String)>,
 }
@@ -116,15 +144,16 @@ impl Relay {
         let mut relay = Relay::new(ask, framing, call)?;
         while !relay.content {
             relay.step(http.read_response_body().await);
-            match relay.failure.take() {
-                Some(failure) => return Err(failure.into()),
+            let failed = match relay.failure.take() {
+                Some(failure) => failure.into(),
                 None if relay.content => break,
-                None if relay.over => return Err(Failed::new(FailureKind::Server, "the provider's answer is empty")),
+                None if relay.over => Failed::new(FailureKind::Server, "the provider's answer is empty"),
                 None if relay.out.len() > MOST_HELD => {
-                    return Err(Failed::new(FailureKind::Server, "the provider's answer has no content"));
+                    Failed::new(FailureKind::Server, "the provider's answer has no content")
                 }
-                None => {}
-            }
+                None => continue,
+            };
+            return Err(Failed { billed: relay.usage, ..failed });
         }
         Ok(relay)
     }
@@ -153,8 +182,27 @@ impl Relay {
             failure: None,
             usage: None,
             stop: None,
+            said: Said::new(true),
             identity: None,
         })
+    }
+
+    /// What has been seen until now, for whoever reads on.
+    fn leave(&mut self) -> Begun {
+        let decoder = std::mem::replace(&mut self.decoder, Box::new(Nothing));
+        let deframer = std::mem::replace(&mut self.deframer, Box::new(Nothing));
+        Begun { deframer, decoder, usage: self.usage, stop: self.stop, said: std::mem::take(&mut self.said) }
+    }
+
+    /// What has been used, as far as the provider did not tell: what was sent to it, and what it has said until now.
+    async fn count(&mut self, call: &Call<'_>, model: &str) -> Usage {
+        let told = self.usage.unwrap_or_default();
+        let input = match told.input {
+            0 => tokens::count_prompt(call.head.body().clone(), model).await,
+            told => told,
+        };
+        let output = std::mem::take(&mut self.said).count(model).await.max(told.output);
+        Usage { input, output, ..told }
     }
 
     /// Passes on what has come and what comes.
@@ -235,7 +283,10 @@ impl Relay {
         match event {
             ChatEvent::PartStart { kind: PartKind::Text | PartKind::Reasoning | PartKind::Refusal, .. } => {}
             ChatEvent::PartStart { .. } => self.content = true,
-            ChatEvent::Delta { text, .. } => self.content |= !text.is_empty(),
+            ChatEvent::Delta { text, .. } => {
+                self.said.add(text);
+                self.content |= !text.is_empty();
+            }
             // A model may say nothing and be done.
             ChatEvent::Stop { stop, .. } => {
                 self.stop = Some(*stop);
@@ -329,8 +380,13 @@ impl Relay {
     }
 }
 
-/// Stands in for a deframer that is being used.
+/// Stands in for what is being used, or has been given away.
 struct Nothing;
+
+impl EventDecoder for Nothing {
+    fn decode(&mut self, _: &Frame<'_>, _: &mut Vec<ChatEvent>) {}
+    fn finish(&mut self, _: &mut Vec<ChatEvent>) {}
+}
 
 impl Deframer for Nothing {
     fn push(&mut self, _: &[u8], _: &mut dyn FnMut(Frame<'_>)) -> Result<(), Unframed> {

@@ -11,6 +11,7 @@ use http::header::{ACCEPT, CONTENT_TYPE};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use pingora::proxy::Session;
 
+use super::budget::{self, Asked, Bill, Size};
 use super::call::SHOWN;
 use super::failed::{Failed, refused_by};
 use super::fallback::{Tried, nobody};
@@ -36,6 +37,11 @@ use crate::proxy::{Proxy, answer};
 use crate::snapshot::Origin;
 use crate::snapshot::ai::{AiBackend, Provider, Virtual};
 use crate::telemetry::exchange::AiCall;
+
+/// What the prompt and the pictures of a form are taken for.
+const IN_FORM: u64 = 4000;
+/// Bytes of a millisecond of a recording that is compressed well.
+const LEAST_BYTES: u64 = 4;
 
 /// Tells that tokens were not counted but estimated.
 const ESTIMATED: HeaderName = HeaderName::from_static("headgate-ai-estimated");
@@ -69,6 +75,10 @@ pub async fn answer(
     let record = AiCall::new(&name, format.name(), call.stream);
     let record = AiCall { operation: operation.name(), started: Some(Instant::now()), ..record };
     ctx.exchange.ai = Some(Box::new(record));
+    let asked = Asked::Targets(&resolved.get().targets);
+    if let Err(refusal) = budget::reserve(ctx, ai, format, &name, asked, &call.size()).await {
+        return refusal::send(session, ctx, format, &refusal).await;
+    }
     attempts(proxy, session, ctx, ai, resolved.get(), call).await
 }
 
@@ -179,6 +189,30 @@ impl<'c> Call<'c> {
             self.chat = Some(caller.decode_request(&count::unwrap_gemini(self.body()), path)?);
         }
         self.chat.as_ref().ok_or_else(unread)
+    }
+
+    /// What budgets reserve for it.
+    fn size(&self) -> Size<'_> {
+        let body = self.body();
+        let is_form = matches!(self.written, Written::Form { .. });
+        let of_prompt = if is_form { Size { input: IN_FORM, ..Size::nothing() } } else { Size::of_prompt(body) };
+        match self.operation {
+            Operation::CountTokens { .. } => Size::nothing(),
+            Operation::Task(Task::ImageGeneration | Task::ImageEdit | Task::ImageVariation) => {
+                let images = if let Written::Json(head) = &self.written { head.choices } else { 1 };
+                Size { more: Used { images, ..Used::default() }, ..of_prompt }
+            }
+            Operation::Task(Task::Speech) => {
+                Size { more: Used { characters: self.characters(), ..Used::default() }, ..of_prompt }
+            }
+            Operation::Task(Task::Transcription | Task::Translation) => {
+                // As long as it may be for its size: nobody looks into recordings.
+                let milliseconds = body.len() as u64 / LEAST_BYTES;
+                let more = Used { milliseconds, ..Used::default() };
+                Size { input: milliseconds / 100, output: Some(milliseconds / 200), more, ..Size::nothing() }
+            }
+            _ => of_prompt,
+        }
     }
 
     /// Letters of a text that is to be spoken, which is what speech is billed by.
@@ -330,17 +364,34 @@ async fn attempts(
     mut call: Call<'_>,
 ) -> pingora::Result<()> {
     let mut tried = Tried::default();
-    for _ in 0..model.attempts {
-        let Some((provider, target, key)) = tried.next(&ai.models, model) else { break };
+    let mut left = model.attempts;
+    while left > 0 {
+        let Some((provider, target, key)) = tried.next(ctx, &ai.models, model) else { break };
         let ask = match Ask::prepare(&mut call, provider, &target.model) {
             Ok(ask) => ask,
             // What one provider cannot be asked another may be.
             Err(failure) => {
                 tried.cannot(target, failure);
+                left -= 1;
                 continue;
             }
         };
-        let failed = match attempt(proxy, session, ctx, &mut call, provider, target, key, ask).await? {
+        let asked = Asked::Targets(std::slice::from_ref(target));
+        let paid = match budget::reserve_attempt(ctx, &ai.models, provider, key, asked, &call.size()).await {
+            Ok(paid) => paid,
+            Err(failure) => {
+                tried.unpaid(provider, target, key, failure);
+                continue;
+            }
+        };
+        left -= 1;
+        let bill = Bill::open(ctx, paid);
+        let ended = attempt(proxy, session, ctx, &mut call, provider, target, key, ask).await;
+        if ended.is_err() {
+            budget::cut(ctx);
+        }
+        bill.settle(ctx);
+        let failed = match ended? {
             Ended::Served => return Ok(()),
             Ended::Refused(error) => return answer::send_error(session, ctx, error).await,
             Ended::Failed(failed) => failed,

@@ -7,8 +7,8 @@ use http::header::CONTENT_TYPE;
 use super::attempt::Attempt;
 use super::failed::Failed;
 use super::{JSON, Serving, cached, dropped_header, guard, told};
-use crate::ai::chat::{ChatAnswer, FailureKind, Stop};
-use crate::ai::usage;
+use crate::ai::chat::{ChatAnswer, FailureKind, Stop, Usage};
+use crate::ai::{tokens, usage};
 use crate::filters::filter::Answer;
 use crate::proxy::answer;
 
@@ -43,6 +43,7 @@ pub async fn send(serving: &mut Serving<'_>, attempt: &Attempt<'_>, whole: Whole
         };
         seen.into_iter().for_each(|answer| cached::keep(serving, answer, Some(body.clone())));
     }
+    let untold = whole.answer.usage.is_none().then(|| whole.answer.texts());
     let mut headers = vec![(CONTENT_TYPE, JSON)];
     headers.extend(dropped_header(&dropped));
     if let Some(record) = serving.record() {
@@ -54,7 +55,17 @@ pub async fn send(serving: &mut Serving<'_>, attempt: &Attempt<'_>, whole: Whole
         }
         headers.extend(told(record));
     }
-    answer::send(serving.session, serving.ctx, Answer { status: StatusCode::OK, headers, body }).await?;
+    let sent = answer::send(serving.session, serving.ctx, Answer { status: StatusCode::OK, headers, body }).await;
+    if let Some(said) = untold {
+        // The caller has its answer, and does not wait for this.
+        let model = &*ask.target.model;
+        let input = tokens::count_prompt(serving.call.head.body().clone(), model).await;
+        let output = tokens::count_text(said, model).await;
+        if let Some(record) = serving.record() {
+            usage::counted(record, &ask.provider.spec, model, &Usage { input, output, ..Usage::default() });
+        }
+    }
+    sent?;
     Ok(None)
 }
 
@@ -63,7 +74,7 @@ fn before(attempt: &Attempt<'_>, whole: &Whole) -> Result<(), Failed> {
     let filtered = || whole.answer.choices.iter().all(|choice| choice.stop == Stop::Filtered);
     if attempt.ask.fallback_on_filter && filtered() {
         let failed = Failed::new(FailureKind::ContentFilter, "the provider's filter refused to answer");
-        return Err(Failed { again: true, ..failed });
+        return Err(Failed { again: true, billed: whole.answer.usage, ..failed });
     }
     Ok(())
 }

@@ -12,7 +12,8 @@
 //! The members of `ai`: `requested` (the name asked for), `operation`, `format` (the caller's dialect), `stream`, `provider?`, `model?` (the
 //! provider's name of it), `key?` (its place in the configuration), `attempts`, `first_token?` (seconds to the first content
 //! of a stream), `input_tokens?`, `output_tokens?`, `cache_read_tokens?`, `cache_write_tokens?`, `reasoning_tokens?`, `cost?`
-//! (dollars; left out while unknown), `finish?` (why the answer ended).
+//! (dollars; left out while unknown), `counted?` (the provider told no tokens, and they were counted here), `reserved_tokens?` and
+//! `reserved_cost?` (what budgets had set aside), `finish?` (why the answer ended).
 //!
 //! The members of `mcp`: `method` (of the protocol), `name?` (of the tool, prompt or resource, as callers know it), `server?`
 //! (behind it), `error?` (the code of the error it was answered with), `tool_failed?` (true if the tool says that it failed).
@@ -230,6 +231,13 @@ fn ai(call: &AiCall, out: &mut String) {
     optional_integer(out, ",\"reasoning_tokens\":", call.tokens.map(|tokens| tokens.reasoning));
     if let Some(nanos) = call.cost {
         let _ = write!(out, ",\"cost\":{}.{:09}", nanos / 1_000_000_000, nanos % 1_000_000_000);
+    }
+    if call.counted {
+        out.push_str(",\"counted\":true");
+    }
+    optional_integer(out, ",\"reserved_tokens\":", call.reserved.map(|(tokens, _)| tokens));
+    if let Some((_, Some(nanos))) = call.reserved {
+        let _ = write!(out, ",\"reserved_cost\":{}.{:09}", nanos / 1_000_000_000, nanos % 1_000_000_000);
     }
     optional(out, ",\"finish\":\"", call.finish.map(str::as_bytes));
     optional(out, ",\"cache\":\"", call.cache.map(str::as_bytes));
