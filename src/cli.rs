@@ -30,6 +30,25 @@ enum Command {
         #[arg(short, long)]
         upgrade: bool,
     },
+    /// Serve models without a configuration: of every provider whose key is in the environment, and of engines found running.
+    ///
+    /// Prints the addresses for OpenAI's, Anthropic's and Google's libraries, a key for callers, and the models. The key is
+    /// made anew each time, unless HEADGATE_AI_KEY holds one.
+    Ai {
+        /// Where to listen.
+        #[arg(long, default_value = "127.0.0.1:8080")]
+        address: SocketAddr,
+        /// Where metrics and status are.
+        #[arg(long, default_value = "127.0.0.1:9080")]
+        admin: SocketAddr,
+        /// The engines to look for on this machine, as NAME or NAME=ADDRESS, such as `ollama,vllm=127.0.0.1:8001`; `none`.
+        /// Default: all that are known, where they usually are.
+        #[arg(long, value_name = "LIST", env = "HEADGATE_AI_ENGINES", value_delimiter = ',')]
+        engines: Vec<String>,
+        /// Print the configuration that this is, to save and go on from, instead of serving it.
+        #[arg(long)]
+        print_config: bool,
+    },
     /// Report every problem of a configuration; exits 1 if there is one.
     Check {
         #[command(flatten)]
@@ -117,6 +136,8 @@ struct ConfigPath {
 pub fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run { config, upgrade } => app::run(&config.config, upgrade),
+        Command::Ai { address, admin, engines, print_config } => app::ai::Engines::read(&engines)
+            .and_then(|engines| app::ai::run(&app::ai::Options { address, admin, engines, print_config })),
         Command::Check { config } => app::check(&config.config),
         Command::Explain { route, consumer, config } => app::explain(&config.config, &route, consumer.as_deref()),
         Command::Schema => {

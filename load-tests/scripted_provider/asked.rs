@@ -1,7 +1,7 @@
 //! What a request holds, in words of no dialect.
 
 use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE};
 use serde_json::{Value, json};
 
 /// As far as scripts want to know it.
@@ -56,7 +56,8 @@ impl Asked {
 
 /// An image, document or recording, as its kind, length and checksum.
 pub fn shown(media_type: &str, base64: &str) -> String {
-    match STANDARD.decode(base64) {
+    // Google's libraries use the other alphabet.
+    match STANDARD.decode(base64).or_else(|_| URL_SAFE.decode(base64)) {
         Ok(bytes) => format!("{media_type} {} bytes {:08x}", bytes.len(), crc32fast::hash(&bytes)),
         Err(error) => format!("{media_type}: {error}"),
     }

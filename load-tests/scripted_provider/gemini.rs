@@ -28,13 +28,14 @@ impl Dialect for Gemini {
                     format!("result of {}: {said}", text(result, "name"))
                 } else if part["inlineData"].is_object() {
                     let data = &part["inlineData"];
-                    let media_type = text(data, "mimeType");
+                    // Google takes both ways of writing names, and its libraries use both.
+                    let media_type = [text(data, "mimeType"), text(data, "mime_type")].concat();
                     let kind = match media_type.split('/').next() {
                         Some("image") => "image",
                         Some("audio") => "audio",
                         _ => "document",
                     };
-                    format!("{kind} {}", shown(media_type, text(data, "data")))
+                    format!("{kind} {}", shown(&media_type, text(data, "data")))
                 } else if part["fileData"].is_object() {
                     format!("image {}", text(&part["fileData"], "fileUri"))
                 } else {
@@ -43,12 +44,12 @@ impl Dialect for Gemini {
                 asked.add(role, piece);
             }
         }
-        for function in all(request, "tools").flat_map(|tool| all(tool, "functionDeclarations")) {
-            let schema = match &function["parametersJsonSchema"] {
-                Value::Null => &function["parameters"],
-                schema => schema,
-            };
-            asked.tools.push((text(function, "name").to_owned(), schema.clone()));
+        let alone = std::slice::from_ref(&request["tools"]);
+        let tools = request["tools"].as_array().map_or(alone, Vec::as_slice);
+        for function in tools.iter().flat_map(|tool| all(tool, "functionDeclarations")) {
+            let names = ["parametersJsonSchema", "parameters_json_schema", "parameters"];
+            let schema = names.iter().find_map(|name| function.get(*name)).cloned().unwrap_or_default();
+            asked.tools.push((text(function, "name").to_owned(), schema));
         }
         let choice = &request["toolConfig"]["functionCallingConfig"];
         asked.choice = match (text(choice, "mode"), choice["allowedFunctionNames"].as_array().map(Vec::as_slice)) {
@@ -58,7 +59,10 @@ impl Dialect for Gemini {
             _ => Choice::Auto,
         };
         let config = &request["generationConfig"];
-        asked.schema = ["responseJsonSchema", "responseSchema"].iter().find_map(|member| config.get(*member)).cloned();
+        asked.schema = ["responseJsonSchema", "response_json_schema", "responseSchema"]
+            .iter()
+            .find_map(|member| config.get(*member))
+            .cloned();
         asked.max_tokens = config["maxOutputTokens"].as_u64();
         asked.temperature = config["temperature"].as_f64();
         asked.stop = list(&config["stopSequences"]);

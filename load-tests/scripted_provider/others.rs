@@ -11,6 +11,8 @@ pub fn answer(method: &str, path: &str, anthropic: bool, body: &[u8]) -> Option<
     match method {
         "GET" | "HEAD" if path.ends_with("/models") => Some(models(path, anthropic)),
         "GET" | "HEAD" if path.ends_with("/health") => Some(json!({ "status": "ok" })),
+        // Where it stands in for an engine: vLLM is found by this.
+        "GET" | "HEAD" if path == "/version" => Some(json!({ "version": "script" })),
         "POST" if path.ends_with("/embeddings") => Some(embeddings(&request())),
         "POST" if path.ends_with(":embedContent") => Some(json!({ "embedding": { "values": vector("") } })),
         "POST" if path.ends_with(":batchEmbedContents") => {

@@ -71,7 +71,9 @@ fn whole(dialect: &dyn Dialect, script: &Script, said: &Said<'_>) -> Prepared {
     let half = half_of(&body);
     let (first, rest) = body.split_at(half);
     let pieces = vec![first.to_owned().into(), rest.to_owned().into()];
-    Prepared { status: 200, content_type: JSON, pieces, half: 1, streamed: false }
+    // What never ends has no length.
+    let streamed = matches!(script.fault, Some((Fault::Endless, _)));
+    Prepared { status: 200, content_type: JSON, pieces, half: 1, streamed }
 }
 
 fn half_of(text: &str) -> usize {
@@ -119,7 +121,7 @@ pub async fn play(prepared: &Prepared, script: &Script, stream: &mut TcpStream) 
     let (fault, at) = script.fault.unwrap_or((Fault::Error, At::Midway));
     let breaks = matches!(fault, Fault::Stall | Fault::Close | Fault::Reset | Fault::Endless);
     if breaks && at == At::Once {
-        return break_off(fault, prepared, stream).await;
+        return break_off(fault, at, prepared, stream).await;
     }
     let mut out = BytesMut::new();
     head(prepared, script, &mut out);
@@ -154,14 +156,14 @@ pub async fn play(prepared: &Prepared, script: &Script, stream: &mut TcpStream) 
     }
     if breaks {
         stream.write_all(&out).await?;
-        return break_off(fault, prepared, stream).await;
+        return break_off(fault, at, prepared, stream).await;
     }
     end(prepared, &mut out);
     stream.write_all(&out).await?;
     Ok(true)
 }
 
-async fn break_off(fault: Fault, prepared: &Prepared, stream: &mut TcpStream) -> io::Result<bool> {
+async fn break_off(fault: Fault, at: At, prepared: &Prepared, stream: &mut TcpStream) -> io::Result<bool> {
     match fault {
         Fault::Stall => {
             // Until the caller has had enough.
@@ -174,10 +176,9 @@ async fn break_off(fault: Fault, prepared: &Prepared, stream: &mut TcpStream) ->
             stream.set_zero_linger()?;
         }
         Fault::Endless => {
-            let again = match prepared.half {
-                0 => Bytes::from_static(b": still here\n\n"),
-                half => prepared.pieces.get(half - 1).cloned().unwrap_or_default(),
-            };
+            let content = prepared.half.checked_sub(1).and_then(|last| prepared.pieces.get(last));
+            let content = content.filter(|_| at == At::Midway).cloned();
+            let again = content.unwrap_or(Bytes::from_static(b": still here\n\n"));
             let mut out = BytesMut::new();
             put(prepared, &again, &mut out);
             loop {

@@ -116,7 +116,13 @@ fn text(script: &Script, asked: Option<&Asked>) -> Vec<String> {
 
 /// `None` if no tool is to be called.
 fn tools(script: &Script, asked: Option<&Asked>) -> Option<Vec<Part>> {
-    let asked = asked.filter(|_| script.content == Content::Tools)?;
+    // Where there is no schema for answers, a tool that has to be called stands in for it.
+    let forced = |asked: &&Asked| asked.schema.is_none() && matches!(asked.choice, Choice::Any | Choice::Tool(_));
+    let asked = asked.filter(|asked| match script.content {
+        Content::Tools => true,
+        Content::Json => forced(asked),
+        _ => false,
+    })?;
     if !asked.results.is_empty() || asked.choice == Choice::None || asked.tools.is_empty() {
         return None;
     }
@@ -156,5 +162,6 @@ pub struct Prepared {
     pub pieces: Vec<Bytes>,
     /// How many of them come before what happens midway.
     pub half: usize,
+    /// Whether they are sent as chunks, and not with their length.
     pub streamed: bool,
 }

@@ -13,7 +13,7 @@ A name whose first word is none of these is a real model's, and means `plain`.
   utf8                text of characters of several bytes
   tools               calls every tool that the request has, at once; after their results, says them
   pieces-N            arguments of tools in N pieces
-  json                a document that fits the schema of the request
+  json                a document that fits the schema of the request, or of the tool that has to be called
   echo                what the request holds, told in the same words for every dialect
   reasoning           a thought before the answer, with its signature
   filtered, length    ends as refused by a filter, or for its length

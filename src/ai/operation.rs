@@ -184,7 +184,8 @@ fn posted(path: &str) -> Option<Operation<'_>> {
 
 fn gemini(path: &str) -> Option<Operation<'_>> {
     let (before, method) = METHODS.iter().find_map(|(end, method)| Some((path.strip_suffix(end)?, *method)))?;
-    let (_, model) = before.rsplit_once("/models/")?;
+    // The Vercel AI SDK leaves `models` out where the name has a slash, as `provider/model` does.
+    let (_, model) = before.rsplit_once("/models/").or_else(|| before.split_once("/v1beta/"))?;
     let model = Some(model);
     Some(match method {
         GeminiMethod::Generate { stream } => {
@@ -331,6 +332,13 @@ mod tests {
             (Method::POST, "/v1/images/edits", false, task(Task::ImageEdit)),
             (Method::POST, "/v1/audio/speech", false, task(Task::Speech)),
             (Method::GET, "/v1/realtime", false, Some(Operation::Realtime)),
+            (
+                Method::POST,
+                "/v1beta/anthropic/claude:streamGenerateContent",
+                false,
+                chat(Format::Gemini, Some("anthropic/claude"), Some(true)),
+            ),
+            (Method::POST, "/v1/anthropic/claude:generateContent", false, None),
             (Method::GET, "/v1/models", false, Some(Operation::Models { format: Format::OpenAiChat })),
             (Method::GET, "/v1/models", true, Some(Operation::Models { format: Format::Anthropic })),
             (Method::GET, "/v1beta/models", false, Some(Operation::Models { format: Format::Gemini })),

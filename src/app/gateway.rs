@@ -1,7 +1,7 @@
 //! The running gateway: what is published, what goes on in the background, and how both change with a reload.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
@@ -11,6 +11,7 @@ use pingora::connectors::http::Connector;
 use prometheus::Registry;
 use serde_json::json;
 
+use super::source::Source as Configured;
 use super::{inspect, low_priority, memory};
 use crate::config::watch::Watch;
 use crate::config::{Config, Loaded, Problems};
@@ -33,7 +34,7 @@ const USAGE_PAGE: usize = 1000;
 
 /// Everything that lives as long as the process.
 pub struct Gateway {
-    path: PathBuf,
+    source: Configured,
     pub published: Arc<Published>,
     pub telemetry: Arc<Telemetry>,
     pub listeners: BTreeMap<String, Arc<ListenerState>>,
@@ -64,7 +65,7 @@ struct Generation {
 
 impl Gateway {
     /// Compiles the first configuration and starts what runs beside requests. Nothing listens yet.
-    pub fn start(path: &Path, loaded: &Loaded<Config>) -> Result<Arc<Gateway>, Problems> {
+    pub fn start(source: Configured, loaded: &Loaded<Config>) -> Result<Arc<Gateway>, Problems> {
         let config = &loaded.config;
         let mut problems = Problems::default();
         let internal = |message: String| {
@@ -80,7 +81,8 @@ impl Gateway {
             .build()
             .map_err(|error| internal(format!("cannot start the background runtime: {error}")))?;
         let lasting = Arc::new(Lasting::new(Some(runtime.handle().clone())));
-        let ground = Ground { around: inspect::around(loaded), metrics: &metrics, lasting: &lasting };
+        let ground =
+            Ground { around: inspect::around(loaded, &*source.environment), metrics: &metrics, lasting: &lasting };
         let snapshot = compile(config, ground, None, &mut problems);
         let mut listeners = BTreeMap::new();
         for (name, listener) in &config.listeners {
@@ -113,7 +115,7 @@ impl Gateway {
         let connector = Arc::new(Connector::new(None));
         let mirror = Mirror::new(MirrorSettings::default(), connector.clone());
         let gateway = Arc::new(Gateway {
-            path: path.to_owned(),
+            source,
             revision: AtomicU64::new(snapshot.revision),
             published: Arc::new(Published::new(snapshot)),
             telemetry: Arc::new(telemetry),
@@ -147,11 +149,11 @@ impl Gateway {
     }
 
     fn load_next(&self) -> Result<Generation, Problems> {
-        let loaded = Config::load(&self.path, inspect::config_schema())?;
+        let loaded = self.source.load()?;
         let config = &loaded.config;
         let mut problems = Problems::default();
         let current = self.published.current();
-        let around = inspect::around(&loaded);
+        let around = inspect::around(&loaded, &*self.source.environment);
         let ground = Ground { around, metrics: self.telemetry.metrics(), lasting: &self.lasting };
         let snapshot = compile(config, ground, Some(&current), &mut problems);
         inspect::check_listeners(config, &mut problems);
@@ -220,12 +222,13 @@ impl Gateway {
 
     /// Reloads whenever a file of the configuration, or one it refers to, changes.
     pub fn watch_files(&self, files: Vec<PathBuf>, on_change: impl FnMut() + Send + 'static) {
-        match Watch::start(&self.path, on_change) {
+        let Some(path) = self.source.watched() else { return };
+        match Watch::start(path, on_change) {
             Ok(watch) => {
                 watch.follow(files);
                 self.watch.store(Some(Arc::new(watch)));
             }
-            Err(error) => log::error!("cannot watch {}: {error}; reload by SIGHUP", self.path.display()),
+            Err(error) => log::error!("cannot watch {}: {error}; reload by SIGHUP", path.display()),
         }
     }
 

@@ -9,7 +9,7 @@ use prometheus::Registry;
 use crate::config::listener::Listener;
 use crate::config::service::Access;
 use crate::config::{
-    Backend, Config, ConfigSchema, FilterEntry, FilterSchema, Loaded, Problems, RouteMatch, nearest,
+    Backend, Config, ConfigSchema, Environment, FilterEntry, FilterSchema, Loaded, Problems, RouteMatch, nearest,
     process_environment,
 };
 use crate::filters::REGISTRY;
@@ -46,7 +46,7 @@ pub fn schema() -> &'static serde_json::Value {
 pub fn check(path: &Path) -> Result<(), String> {
     let (problems, warnings) = match Config::load(path, config_schema()) {
         Err(problems) => (problems, Problems::default()),
-        Ok(loaded) => (examine(&loaded).1, warnings(&loaded)),
+        Ok(loaded) => (examine(&loaded, &process_environment).1, warnings(&loaded)),
     };
     for warning in &warnings.0 {
         println!("warning: {warning}");
@@ -64,12 +64,12 @@ pub fn check(path: &Path) -> Result<(), String> {
 }
 
 /// What a configuration compiles to, and what compiling finds, without taking anything into service.
-fn examine(loaded: &Loaded<Config>) -> (Option<Snapshot>, Problems) {
+pub fn examine(loaded: &Loaded<Config>, environment: &Environment) -> (Option<Snapshot>, Problems) {
     let config = &loaded.config;
     let mut problems = Problems::default();
     let snapshot = match Metrics::new(Registry::new()) {
         Ok(metrics) => {
-            let ground = Ground { around: around(loaded), metrics: &metrics, lasting: &Arc::default() };
+            let ground = Ground { around: around(loaded, environment), metrics: &metrics, lasting: &Arc::default() };
             compile(config, ground, None, &mut problems)
         }
         Err(error) => {
@@ -142,8 +142,8 @@ fn filter_lists(config: &Config) -> Vec<(String, &[FilterEntry])> {
 }
 
 /// What the configuration refers to outside of itself.
-pub fn around(loaded: &Loaded<Config>) -> Surroundings<'_> {
-    Surroundings { folder: &loaded.folder, environment: &process_environment }
+pub fn around<'s>(loaded: &'s Loaded<Config>, environment: &'s Environment<'s>) -> Surroundings<'s> {
+    Surroundings { folder: &loaded.folder, environment }
 }
 
 /// What no single listener can know: how many there are, whether two share an address, and what filters want of them.
@@ -210,7 +210,7 @@ pub fn referenced_files(loaded: &Loaded<Config>) -> Vec<PathBuf> {
 /// `headgate explain`: what one route does, for one consumer if it is named.
 pub fn explain(path: &Path, wanted: &str, caller: Option<&str>) -> Result<(), String> {
     let loaded = super::load(path)?;
-    let snapshot = match examine(&loaded) {
+    let snapshot = match examine(&loaded, &process_environment) {
         (Some(snapshot), problems) if problems.is_empty() => snapshot,
         (_, problems) => return Err(problems.to_string()),
     };

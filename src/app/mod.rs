@@ -1,5 +1,6 @@
 //! The composition root: the only place that sees every part, and puts them together.
 
+pub mod ai;
 mod gateway;
 mod inspect;
 pub mod keys;
@@ -7,6 +8,7 @@ mod low_priority;
 mod memory;
 mod run;
 mod shutdown;
+mod source;
 mod systemd;
 pub mod upgrade;
 

@@ -1,7 +1,7 @@
 //! `headgate run`: from a configuration to a serving process.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -18,6 +18,7 @@ use tokio::sync::watch;
 
 use super::gateway::Gateway;
 use super::shutdown::{self, Signals};
+use super::source::Source;
 use super::systemd;
 use super::upgrade::Meeting;
 use crate::config::Config;
@@ -29,6 +30,23 @@ use crate::proxy::{Internal, Proxy, Refuse};
 
 /// Serves until told to stop. Returns an error, with a remedy where there is one, if serving cannot begin.
 pub fn run(path: &Path, upgrade: bool) -> Result<(), String> {
+    prepare_process();
+    serve(Serve { source: Source::file(path), upgrade, own_folder: None, opening: Box::new(|| ()) })
+}
+
+/// What is served, and how it begins and ends.
+pub struct Serve {
+    pub source: Source,
+    /// Whether the listening sockets are taken over from a running process.
+    pub upgrade: bool,
+    /// A folder for the upgrade socket and the process id that goes with the process.
+    pub own_folder: Option<PathBuf>,
+    /// Told before the listeners open, when nothing can keep them from it any more.
+    pub opening: Box<dyn FnOnce()>,
+}
+
+/// Sets up what holds for the whole process: its log, its cryptography, how many files it may open.
+pub fn prepare_process() {
     env_logger::Builder::from_env(
         env_logger::Env::default().default_filter_or("info,pingora_core=warn,pingora_proxy=off"),
     )
@@ -37,15 +55,19 @@ pub fn run(path: &Path, upgrade: bool) -> Result<(), String> {
     // Two crypto providers may be linked; say which before anyone asks.
     let _ = rustls::crypto::ring::default_provider().install_default();
     raise_file_limit();
+}
 
-    let mut loaded = super::load(path)?;
-    let gateway = Gateway::start(path, &loaded).map_err(|problems| problems.to_string())?;
+/// Serves a configuration until told to stop.
+pub fn serve(serve: Serve) -> Result<(), String> {
+    let Serve { source, upgrade, own_folder, opening: tell } = serve;
+    let mut loaded = source.load().map_err(|problems| problems.to_string())?;
+    let gateway = Gateway::start(source, &loaded).map_err(|problems| problems.to_string())?;
     let files = super::inspect::referenced_files(&loaded);
     // What is compiled needs what was written no more, which may be many times as large.
     loaded.forget_resources();
     super::memory::give_back();
     let config = &loaded.config;
-    let meeting = Meeting::prepare(config)?;
+    let meeting = Meeting::prepare(config, own_folder)?;
     match upgrade {
         true => meeting.ask_predecessor()?,
         false => check_addresses(config)?,
@@ -102,6 +124,7 @@ pub fn run(path: &Path, upgrade: bool) -> Result<(), String> {
         delay: drain.delay.get(),
         handed_over,
     };
+    tell();
     server.run(RunArgs { shutdown_signal: Box::new(signals) });
     shutdown::leave(&gateway, &meeting);
     Ok(())

@@ -23,13 +23,16 @@ const POLL: Duration = Duration::from_millis(20);
 pub struct Meeting {
     pub pid_file: PathBuf,
     pub socket: PathBuf,
+    /// The folder of both, if it goes with the process.
+    own_folder: Option<PathBuf>,
 }
 
 impl Meeting {
     /// Takes the paths from `server.upgrade`, and makes sure that nobody else can take the sockets: Pingora creates its
     /// upgrade socket open to everybody, so the folder around it must be ours alone.
-    pub fn prepare(config: &Config) -> Result<Meeting, String> {
-        let meeting = Meeting { pid_file: config.server.upgrade.pid_file(), socket: config.server.upgrade.socket() };
+    pub fn prepare(config: &Config, own_folder: Option<PathBuf>) -> Result<Meeting, String> {
+        let upgrade = &config.server.upgrade;
+        let meeting = Meeting { pid_file: upgrade.pid_file(), socket: upgrade.socket(), own_folder };
         for file in [&meeting.pid_file, &meeting.socket] {
             let folder = file.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
             private_folder(folder)?;
@@ -56,6 +59,10 @@ impl Meeting {
         let ours = fs::read_to_string(&self.pid_file).is_ok_and(|pid| pid.trim() == std::process::id().to_string());
         if ours && let Err(error) = fs::remove_file(&self.pid_file) {
             log::warn!("cannot remove {}: {error}", self.pid_file.display());
+        }
+        if let Some(folder) = &self.own_folder {
+            // Nothing else is in it, or it is no business of ours.
+            let _ = fs::remove_dir(folder);
         }
     }
 
@@ -125,7 +132,7 @@ fn private_folder(folder: &Path) -> Result<(), String> {
 
 /// `headgate upgrade`: starts this binary as the successor of the running process and waits until it serves.
 pub fn replace_running(path: &Path) -> Result<(), String> {
-    let meeting = Meeting::prepare(&super::load(path)?.config)?;
+    let meeting = Meeting::prepare(&super::load(path)?.config, None)?;
     let old = meeting.running().ok_or_else(|| {
         format!("nothing to upgrade: {} names no running process; use `headgate run`", meeting.pid_file.display())
     })?;

@@ -46,6 +46,7 @@ pub use self::refusal::in_dialect;
 use super::context::Context;
 use super::{Proxy, answer};
 use crate::ai::chat::Dropped;
+use crate::ai::formats::Format;
 use crate::ai::operation::Operation;
 use crate::error::Reason;
 use crate::snapshot::Backend;
@@ -109,7 +110,16 @@ pub async fn run(proxy: &Proxy, session: &mut Session, ctx: &mut Context) -> pin
 /// What a request asks for, if its path is that of a call.
 pub fn operation<'p>(session: &Session, path: &'p str) -> Option<Operation<'p>> {
     let head = session.req_header();
-    Operation::of(&head.method, path, head.headers.contains_key("anthropic-version"))
+    let operation = Operation::of(&head.method, path, head.headers.contains_key("anthropic-version"))?;
+    // Google's libraries ask for its list at OpenAI's path since they left `v1beta`.
+    let google = || ["x-goog-api-client", "x-goog-api-key"].iter().any(|name| head.headers.contains_key(*name));
+    Some(match operation {
+        Operation::Models { format: Format::OpenAiChat } if google() => Operation::Models { format: Format::Gemini },
+        Operation::Model { format: Format::OpenAiChat, name } if google() => {
+            Operation::Model { format: Format::Gemini, name }
+        }
+        other => other,
+    })
 }
 
 /// The headers that tell a caller who has answered.

@@ -6,8 +6,10 @@
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, TRANSFER_ENCODING};
 use http::{HeaderName, HeaderValue, Version};
+use memchr::memmem;
 use pingora::http::ResponseHeader;
 use pingora::protocols::http::client::HttpSession;
+use serde::de::IgnoredAny;
 
 use super::attempt::{Ask, Attempt};
 use super::cached::Place;
@@ -30,6 +32,9 @@ use crate::proxy::tunnel::unless_client_leaves;
 
 /// Held back before the first content; a provider that sends more without any is not going to say something.
 const MOST_HELD: usize = 1 << 20;
+
+/// The most bytes that end an event before its last byte.
+const LONGEST_END: usize = 3;
 
 /// Keeps proxies in front from collecting the stream (nginx).
 const X_ACCEL_BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
@@ -118,6 +123,9 @@ pub struct Relay {
     events: Vec<ChatEvent>,
     /// For the caller, not sent yet.
     out: Vec<u8>,
+    /// How much of it are whole events. What passes raw is cut anywhere, and half an event can neither be taken back nor be
+    /// followed by one that tells of an error.
+    whole: usize,
     /// Whether something came that the caller has asked for.
     content: bool,
     /// What still comes means nothing.
@@ -148,7 +156,7 @@ impl Relay {
                 Some(failure) => failure.into(),
                 None if relay.content => break,
                 None if relay.over => Failed::new(FailureKind::Server, "the provider's answer is empty"),
-                None if relay.out.len() > MOST_HELD => {
+                None if relay.held() > MOST_HELD => {
                     Failed::new(FailureKind::Server, "the provider's answer has no content")
                 }
                 None => continue,
@@ -176,6 +184,7 @@ impl Relay {
             hides_usage: ask.hides_usage,
             events: Vec::new(),
             out: Vec::new(),
+            whole: 0,
             content: false,
             ended: false,
             over: false,
@@ -214,8 +223,8 @@ impl Relay {
                 self.write(&events);
             }
             let last = self.over || self.failure.is_some();
-            if last || !self.out.is_empty() {
-                let bytes = Bytes::from(std::mem::take(&mut self.out));
+            let bytes = self.sendable(last);
+            if last || !bytes.is_empty() {
                 let written = serving.session.write_response_body(Some(bytes), last).await;
                 written.map_err(|error| error.into_down())?;
             }
@@ -223,6 +232,24 @@ impl Relay {
             let piece = unless_client_leaves(serving.session, http.read_response_body()).await?;
             self.step(piece);
         }
+    }
+
+    /// How much is held back, in whole events: how long one may be is up to the deframer.
+    fn held(&self) -> usize {
+        match self.way {
+            Way::Raw => self.whole,
+            _ => self.out.len(),
+        }
+    }
+
+    /// Takes out what can be sent.
+    fn sendable(&mut self, last: bool) -> Bytes {
+        let rest = match self.way {
+            Way::Raw if !last => self.out.split_off(self.whole),
+            _ => Vec::new(),
+        };
+        self.whole = 0;
+        std::mem::replace(&mut self.out, rest).into()
     }
 
     /// Takes the next piece of the provider's stream, or its end.
@@ -241,7 +268,13 @@ impl Relay {
     /// Takes a piece of the provider's stream.
     fn take(&mut self, piece: &[u8]) {
         if let (Way::Raw, false) = (&self.way, self.ended) {
+            // An event may end with the first byte of the piece.
+            let new = self.out.len().saturating_sub(LONGEST_END);
             self.out.extend_from_slice(piece);
+            match self.caller.framing() {
+                Framing::Sse => self.whole = end_of_events(&self.out[new..]).map_or(self.whole, |end| new + end),
+                _ => self.whole = self.out.len(),
+            }
         }
         let mut deframer = std::mem::replace(&mut self.deframer, Box::new(Nothing));
         let taken = deframer.push(piece, &mut |frame| self.frame(&frame));
@@ -268,6 +301,11 @@ impl Relay {
 
     /// Passes a frame on that is not translated, where its last event is known.
     fn pass_on(&mut self, frame: &Frame<'_>, last: Option<&ChatEvent>) {
+        if let Some(ChatEvent::Error(failure)) = last
+            && serde_json::from_slice::<IgnoredAny>(frame.data).is_err()
+        {
+            return self.replace(frame, failure);
+        }
         let Way::Framed(reframer) = &mut self.way else { return };
         match last {
             // What the hosting service says itself is not in the words of the format.
@@ -275,6 +313,22 @@ impl Relay {
                 self.tell_error(failure);
             }
             _ => reframer.write(frame, &mut self.out),
+        }
+    }
+
+    /// Puts an error in the place of a frame that nobody can read: libraries choke on it, or pass over it and take what came
+    /// before for all.
+    fn replace(&mut self, frame: &Frame<'_>, failure: &Failure) {
+        match self.way {
+            Way::Raw => {
+                if let Some(at) = memmem::rfind(&self.out, frame.data) {
+                    self.whole = end_of_events(&self.out[..at]).unwrap_or(0);
+                }
+                self.tell_error(failure);
+            }
+            Way::Framed(_) => self.tell_error(failure),
+            // The encoder has told it.
+            Way::Translated => {}
         }
     }
 
@@ -369,6 +423,9 @@ impl Relay {
 
     /// Writes an error of which the provider has sent nothing that the caller would understand.
     fn tell_error(&mut self, failure: &Failure) {
+        if let Way::Raw = self.way {
+            self.out.truncate(self.whole);
+        }
         match &mut self.way {
             Way::Framed(reframer) if self.caller.framing() == Framing::JsonArray => {
                 let body = self.caller.encode_failure(failure, "");
@@ -378,6 +435,16 @@ impl Relay {
             _ => self.encoder.encode(&ChatEvent::Error(failure.clone()), &mut self.out),
         }
     }
+}
+
+/// Where the last whole event ends.
+fn end_of_events(bytes: &[u8]) -> Option<usize> {
+    // Mostly there is nothing behind it.
+    if bytes.ends_with(b"\n\n") {
+        return Some(bytes.len());
+    }
+    let ends = ["\n\n", "\r\n\r\n", "\r\r"];
+    ends.iter().filter_map(|end| Some(memmem::rfind(bytes, end.as_bytes())? + end.len())).max()
 }
 
 /// Stands in for what is being used, or has been given away.

@@ -8,6 +8,7 @@ pub mod origin;
 pub mod ports;
 pub mod process;
 pub mod scratch;
+pub mod scripted;
 pub mod tls;
 pub mod tokens;
 pub mod wire;

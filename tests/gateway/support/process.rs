@@ -1,4 +1,5 @@
-//! Real programs of others: nginx, gRPC and an OpenID provider in Python, Redis and Valkey, clients and servers of MCP. `scripts/prepare tests` installs them.
+//! Real programs of others: nginx, gRPC and an OpenID provider in Python, Redis and Valkey, clients and servers of MCP,
+//! libraries that call models. `scripts/prepare tests` installs them.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -179,6 +180,50 @@ pub async fn mcp_client(address: SocketAddr) {
     let output = tokio::time::timeout(6 * PATIENCE, command.output()).await.expect("the client's end");
     let output = output.unwrap_or_else(|error| panic!("starting Python: {error}; run `scripts/prepare tests`"));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// A suite of `tests/sdk`, a script of ours for libraries of others.
+fn sdk(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/sdk").join(name)
+}
+
+/// A suite's script where Node.js finds the packages that are installed for it: it looks for them beside the script.
+fn beside_packages(name: &str, scratch: &Scratch) -> PathBuf {
+    let packages = environment("sdk-npm").join("node_modules");
+    std::os::unix::fs::symlink(packages, scratch.path().join("node_modules")).expect("a link to the packages");
+    let script = scratch.path().join(name);
+    std::fs::copy(sdk(name), &script).expect("a copy of the script");
+    script
+}
+
+/// Runs a suite to its end, and panics with what it said if something is not as it should be.
+pub async fn sdk_suite(name: &str, arguments: &[&str]) {
+    let scratch = Scratch::new();
+    let (program, script) = match name.strip_suffix(".mjs") {
+        Some(_) => (node(), beside_packages(name, &scratch)),
+        None => (python("sdk"), sdk(name)),
+    };
+    let mut command = tokio::process::Command::new(program);
+    command.arg(script).args(arguments).env("PYTHONDONTWRITEBYTECODE", "1").kill_on_drop(true);
+    let output = tokio::time::timeout(6 * PATIENCE, command.output()).await.expect("the suite's end");
+    let output = output.unwrap_or_else(|error| panic!("starting {name}: {error}; run `scripts/prepare tests`"));
+    let said = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "{name}:\n{}{}", said(&output.stderr), said(&output.stdout));
+}
+
+/// The independent mock of providers of `tests/sdk/mock.mjs`.
+pub struct Mock {
+    pub address: SocketAddr,
+    _process: Group,
+    _scratch: Scratch,
+}
+
+impl Mock {
+    pub fn start() -> Self {
+        let scratch = Scratch::new();
+        let (address, process) = announced(Command::new(node()).arg(beside_packages("mock.mjs", &scratch)));
+        Mock { address, _process: process, _scratch: scratch }
+    }
 }
 
 /// A server that speaks Redis's protocol.

@@ -224,7 +224,7 @@ impl Conversation<'_> {
             }
         } else if let Some(blob) = part.inline_data {
             let media_type = blob.mime_type.map(Cow::into_owned).unwrap_or_default();
-            let base64 = blob.data.map(Cow::into_owned).unwrap_or_default();
+            let base64 = blob.data.map(standard_base64).unwrap_or_default();
             let name = blob.display_name.map(Cow::into_owned);
             into.push(of_media_type(&media_type.clone(), Source::Data { media_type, base64 }, name));
         } else if let Some(file) = part.file_data {
@@ -282,7 +282,7 @@ impl Conversation<'_> {
         for part in result.parts {
             if let Some(blob) = part.inline_data {
                 let media_type = blob.mime_type.map(Cow::into_owned).unwrap_or_default();
-                let base64 = blob.data.map(Cow::into_owned).unwrap_or_default();
+                let base64 = blob.data.map(standard_base64).unwrap_or_default();
                 let name = blob.display_name.map(Cow::into_owned);
                 content.push(of_media_type(&media_type.clone(), Source::Data { media_type, base64 }, name));
             } else if let Some(file) = part.file_data {
@@ -335,6 +335,25 @@ fn take_file(file: FileData<'_>) -> Part {
     let uploaded = !uri.starts_with("http") || uri.contains("generativelanguage.googleapis.com/");
     let source = if uploaded { Source::File { id: uri } } else { Source::Url(uri) };
     of_media_type(&media_type, source, None)
+}
+
+/// Google's libraries write base64 in the alphabet for URLs (RFC 4648, section 5), which others do not read.
+fn standard_base64(data: Cow<'_, str>) -> String {
+    if !data.contains(['-', '_']) && data.len().is_multiple_of(4) {
+        return data.into_owned();
+    }
+    let mut standard: String = data
+        .chars()
+        .map(|c| match c {
+            '-' => '+',
+            '_' => '/',
+            other => other,
+        })
+        .collect();
+    while !standard.len().is_multiple_of(4) {
+        standard.push('=');
+    }
+    standard
 }
 
 fn of_media_type(media_type: &str, source: Source, name: Option<String>) -> Part {
