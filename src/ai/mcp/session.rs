@@ -50,6 +50,9 @@ struct Owners {
 /// How often those that have become too old are looked for.
 const SWEEP: Duration = Duration::from_secs(10);
 
+/// Where the session with a server is, once it has been opened.
+pub type Place = Arc<OnceCell<Arc<ServerSession>>>;
+
 /// One session of a caller.
 pub struct Session {
     pub id: Box<str>,
@@ -60,7 +63,7 @@ pub struct Session {
     pub client: Value,
     pub capabilities: Value,
     /// By the name of the server.
-    servers: Mutex<HashMap<Arc<str>, Arc<OnceCell<Arc<ServerSession>>>>>,
+    servers: Mutex<HashMap<Arc<str>, Place>>,
     /// Requests under way, by their ids as JSON.
     calls: Mutex<HashMap<String, Call>>,
     /// Of the last `logging/setLevel`.
@@ -199,7 +202,7 @@ impl Session {
     }
 
     /// The place of the session with a server: empty until it is opened.
-    pub fn server(&self, name: &Arc<str>) -> Arc<OnceCell<Arc<ServerSession>>> {
+    pub fn server(&self, name: &Arc<str>) -> Place {
         lock(&self.servers).entry(name.clone()).or_default().clone()
     }
 
