@@ -7,8 +7,8 @@ use serde::Deserialize;
 
 use super::SecretRef;
 use super::answer_cache::AnswerCache;
-use super::guardrails::Guardrail;
 use super::budget::Budget;
+use super::guardrails::Guardrail;
 use super::units::{Duration, Size};
 use super::upstream::{Timeouts, Tls};
 

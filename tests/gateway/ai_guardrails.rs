@@ -37,7 +37,7 @@ fn spoken(pieces: &[&str]) -> Reply {
 fn finish(stream: &str) -> Option<String> {
     let data = stream.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| *data != "[DONE]");
     let chunks = data.filter_map(|data| serde_json::from_str::<Value>(data).ok());
-    chunks.filter_map(|chunk| chunk["choices"][0]["finish_reason"].as_str().map(str::to_owned)).last()
+    chunks.filter_map(|chunk| chunk["choices"][0]["finish_reason"].as_str().map(str::to_owned)).next_back()
 }
 
 #[tokio::test]

@@ -849,7 +849,8 @@ async fn a_configuration_that_offers_what_is_not_there_is_refused() {
     ] {
         assert!(said.contains(words), "{words}: {said}");
     }
-    let said = problems_of(&shop("", "rules: [{ tools: ['*'], filters: [{ cors: {} }] }]"));
+    let said =
+        problems_of(&shop("", "rules: [{ tools: ['*'], filters: [{ cors: { origins: ['https://a.example'] } }] }]"));
     assert!(said.contains("rules hold filters that authorise or limit"), "{said}");
     let said = problems_of(&shop("", "openapi: [{ file: no.yaml }]"));
     assert!(said.contains("cannot read"), "{said}");

@@ -287,7 +287,7 @@ impl Budget {
 
     /// Whose use counts: as a number for this process, and in words for all gateways.
     fn who<'c>(&self, caller: &Caller<'c>) -> (u64, impl Fn() -> String + Sync + use<'c>) {
-        let consumer = caller.consumer.map(|consumer| Who::Consumer(consumer));
+        let consumer = caller.consumer.map(Who::Consumer);
         let team =
             || caller.consumer.and_then(|consumer| consumer.team.as_ref()).map(|team| Who::Team(&team.name, team.key));
         let anybody = Who::Address(caller.address);

@@ -75,14 +75,12 @@ impl Folder {
             return self.put(at, c.to_ascii_lowercase());
         }
         if is_invisible(c) {
-            return match c {
-                // Letters of tags, which models read and people do not see.
-                '\u{e0020}'..='\u{e007e}' => {
-                    let shown = char::from_u32(c as u32 - 0xe0000).unwrap_or(' ');
-                    self.put(at, shown.to_ascii_lowercase());
-                }
-                _ => {}
-            };
+            // Letters of tags, which models read and people do not see.
+            if let '\u{e0020}'..='\u{e007e}' = c {
+                let shown = char::from_u32(c as u32 - 0xe0000).unwrap_or(' ');
+                self.put(at, shown.to_ascii_lowercase());
+            }
+            return;
         }
         let mut bytes = [0; 4];
         let normalizer = DecomposingNormalizerBorrowed::new_nfkd();

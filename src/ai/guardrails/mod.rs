@@ -104,7 +104,7 @@ impl Guardrail {
         if let Some(patterns) = &written.patterns {
             let each = patterns.regex.iter().map(|expression| Written { expression, what: None, valid: pii::any });
             let compiled = Patterns::new(&each.collect::<Vec<_>>(), None);
-            add("patterns", compiled.map(|found| Test::Scan(Scanner::Patterns(found))).map_err(at("regex")));
+            add("patterns", compiled.map(|found| Test::Scan(Scanner::Patterns(Box::new(found)))).map_err(at("regex")));
         }
         if let Some(keywords) = &written.keywords {
             let compiled = Words::new(keywords.words.iter().map(String::as_str), keywords.whole_words);
@@ -112,11 +112,14 @@ impl Guardrail {
         }
         if let Some(kinds) = &written.pii {
             let compiled = pii::patterns(&kinds.types);
-            add("pii", compiled.map(|found| Test::Scan(Scanner::Patterns(found))).map_err(at("types")));
+            add("pii", compiled.map(|found| Test::Scan(Scanner::Patterns(Box::new(found)))).map_err(at("types")));
         }
         if let Some(injection) = &written.prompt_injection {
             let compiled = prompt_injection::patterns(&injection.except);
-            add("prompt_injection", compiled.map(|found| Test::Scan(Scanner::Patterns(found))).map_err(at("except")));
+            add(
+                "prompt_injection",
+                compiled.map(|found| Test::Scan(Scanner::Patterns(Box::new(found)))).map_err(at("except")),
+            );
         }
         if let Some(answer) = &written.json_schema {
             let compiled = jsonschema::validator_for(&answer.schema);

@@ -14,7 +14,7 @@ pub struct Found {
 
 pub enum Scanner {
     Words(Words),
-    Patterns(Patterns),
+    Patterns(Box<Patterns>),
 }
 
 impl Scanner {

@@ -21,6 +21,9 @@ const MOST_PARTS: usize = 4096;
 
 const SIDE: Side = Side::Output;
 
+/// A guardrail that has to be asked, and what it is asked about.
+type Open = (Arc<Guardrail>, Vec<(Place, String)>);
+
 /// One answer that is looked at.
 pub struct StreamGuard {
     guardrails: Vec<Arc<Guardrail>>,
@@ -125,7 +128,7 @@ impl StreamGuard {
     }
 
     /// The next that has to be asked, and about what.
-    pub fn question(&self) -> Option<(Arc<Guardrail>, Vec<(Place, String)>)> {
+    pub fn question(&self) -> Option<Open> {
         let guardrail = self.to_ask.first().filter(|_| self.complete && !self.ended)?;
         let place = |part: &Part| Place {
             role: Role::Assistant,

@@ -42,7 +42,7 @@ fn is_media(text: &str) -> bool {
     }
     let base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=-_\r\n".contains(byte);
     // Words have spaces between them; a look at the beginning is enough to tell.
-    text.len() > LONGEST_WORD && text.as_bytes().iter().take(LONGEST_WORD).all(|byte| base64(byte))
+    text.len() > LONGEST_WORD && text.as_bytes().iter().take(LONGEST_WORD).all(base64)
 }
 
 #[cfg(test)]

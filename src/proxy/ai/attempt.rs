@@ -133,7 +133,7 @@ pub struct Attempt<'a> {
 
 /// What there is to send to the caller.
 pub enum Opened {
-    Whole(Whole),
+    Whole(Box<Whole>),
     Stream(Box<Relay>),
 }
 
@@ -232,7 +232,7 @@ impl<'a> Attempt<'a> {
         http.set_read_timeout(Some(limits.idle));
         match framing(&head).filter(|_| call.stream && head.status.is_success()) {
             Some(framing) => Ok(Opened::Stream(Box::new(Relay::open(&self.ask, framing, call, http).await?))),
-            None => Ok(Opened::Whole(whole(&self.ask, call, http, &head).await?)),
+            None => Ok(Opened::Whole(Box::new(whole(&self.ask, call, http, &head).await?))),
         }
     }
 

@@ -21,7 +21,7 @@ pub struct Failed {
     /// It was the key that was refused.
     pub about_key: bool,
     /// What the provider bills all the same.
-    pub billed: Option<Usage>,
+    pub billed: Option<Box<Usage>>,
 }
 
 impl Failed {

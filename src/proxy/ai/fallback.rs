@@ -70,14 +70,14 @@ async fn attempt(
     let opened = unless_client_leaves(serving.session, attempt.open(serving.proxy, &serving.call)).await;
     attempt.note(serving.ctx);
     let ended = match opened {
-        Ok(Ok(Opened::Whole(answer))) => whole::send(serving, &attempt, answer).await,
+        Ok(Ok(Opened::Whole(answer))) => whole::send(serving, &attempt, *answer).await,
         Ok(Ok(Opened::Stream(relay))) => stream::send(serving, &mut attempt, *relay, &mut begun).await.map(|()| None),
         Ok(Err(failed)) => Ok(Some(failed)),
         Err(gone) => Err(gone),
     };
     match &ended {
         Ok(None) => {}
-        Ok(Some(failed)) => bill.failed(serving.ctx, &attempt.ask, failed.billed.as_ref()),
+        Ok(Some(failed)) => bill.failed(serving.ctx, &attempt.ask, failed.billed.as_deref()),
         Err(_) => drain::left(serving, &mut attempt, begun, &mut bill).await,
     }
     bill.settle(serving.ctx);

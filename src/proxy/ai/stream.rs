@@ -161,7 +161,7 @@ impl Relay {
                 }
                 None => continue,
             };
-            return Err(Failed { billed: relay.usage, ..failed });
+            return Err(Failed { billed: relay.usage.map(Box::new), ..failed });
         }
         Ok(relay)
     }

@@ -74,7 +74,7 @@ fn before(attempt: &Attempt<'_>, whole: &Whole) -> Result<(), Failed> {
     let filtered = || whole.answer.choices.iter().all(|choice| choice.stop == Stop::Filtered);
     if attempt.ask.fallback_on_filter && filtered() {
         let failed = Failed::new(FailureKind::ContentFilter, "the provider's filter refused to answer");
-        return Err(Failed { again: true, billed: whole.answer.usage, ..failed });
+        return Err(Failed { again: true, billed: whole.answer.usage.map(Box::new), ..failed });
     }
     Ok(())
 }
