@@ -365,7 +365,8 @@ async fn a_redis_that_was_emptied_is_told_again_what_was_used_of_quotas(kind: Ki
     assert!(command(&redis, &["FLUSHALL"]).await.starts_with("+OK"));
     call("a").await;
     assert!(known(2).await, "the next word of one caller brings all back");
-    assert!(gateway.logged().contains("it is told again"), "{}", gateway.logged());
+    let told = || async { gateway.logged().contains("it is told again") };
+    assert!(eventually(PATIENCE, told).await, "{}", gateway.logged());
 }
 
 async fn a_gateway_without_a_place_for_a_file_counts_in_redis_and_later_in_the_file(kind: Kind) {

@@ -204,7 +204,8 @@ async fn a_route_refuses_a_tools_caller_as_it_refuses_anyone() {
     assert_eq!(refused["result"]["isError"], true, "{refused}");
     assert_eq!(text(&refused), "HTTP 401 Unauthorized");
     assert_eq!(origin.count(), 0);
-    assert_eq!(gateway.metric("headgate_mcp_tool_calls_total", &[("outcome", "failure")]).await, 1.0);
+    let failures = [("outcome", "failure")];
+    assert!(gateway.metric_becomes("headgate_mcp_tool_calls_total", &failures, |count| count == 1.0).await);
 }
 
 #[tokio::test]
