@@ -669,8 +669,11 @@ async fn budgets_hold_for_calls_beyond_chat_too() {
     };
     let vectors = post("/v1/embeddings", "openai/text-embedding-3-small");
     let mut statuses = Vec::new();
-    for _ in 0..3 {
+    for after in [500.0, 1000.0, 1000.0] {
         statuses.push(gateway.call(&vectors).await.status);
+        // A call is settled a moment after its answer.
+        let settled = || async { used(&gateway, "consumer/tokens/day").await == after };
+        assert!(eventually(PATIENCE, settled).await, "{statuses:?}");
     }
     assert_eq!(statuses, [200, 200, 429], "500 tokens each");
     assert_eq!(used(&gateway, "consumer/tokens/day").await, 1000.0);
@@ -681,8 +684,10 @@ async fn budgets_hold_for_calls_beyond_chat_too() {
     assert_eq!(gateway.reload(&raw).await.status, 200);
     let passing = post("/passthrough/openai/v1/chat/completions", "gpt-4o");
     let mut statuses = Vec::new();
-    for _ in 0..3 {
+    for after in [1100.0, 2200.0, 2200.0] {
         statuses.push(gateway.call(&passing).await.status);
+        let settled = || async { used(&gateway, "raw").await == after };
+        assert!(eventually(PATIENCE, settled).await, "{statuses:?}");
     }
     assert_eq!(statuses, [200, 200, 429], "1100 tokens each");
     assert_eq!(used(&gateway, "raw").await, 2200.0);
