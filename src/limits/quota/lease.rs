@@ -33,6 +33,8 @@ struct State {
     taken: u64,
     /// Of that, what the store has and Redis does not.
     kept: u64,
+    /// What Redis has been told in all: an answer that was asked for before knows nothing of what was told meanwhile.
+    told: u64,
     /// What nobody held when Redis was last asked.
     free: Option<u64>,
     said: Option<Instant>,
@@ -68,18 +70,19 @@ impl Lease {
         if let Some(free) = self.take_granted(amount) {
             return Ok(free);
         }
-        let (least, most) = {
+        let (least, most, told) = {
             let state = self.state();
             let least = state.taken.saturating_add(amount);
             let others = 4 * u64::from(fleet.settings.gateways.max(1));
-            (least, least.saturating_add((IN_ADVANCE * amount).min(state.free.unwrap_or(0) / others)))
+            let most = least.saturating_add((IN_ADVANCE * amount).min(state.free.unwrap_or(0) / others));
+            (least, most, state.told)
         };
         match fleet.hold(&self.account(), limit, least, most).await {
             Ok(answer) => {
                 let mut state = self.state();
                 state.free = Some(answer.free);
                 let Some(granted) = answer.holds else { return Err(Refused { free: answer.free }) };
-                state.granted = granted;
+                state.granted = granted.saturating_sub(state.told - told);
                 state.taken = state.taken.saturating_add(amount);
                 state.said = Some(Instant::now());
                 Ok(answer.free)
@@ -118,11 +121,13 @@ impl Lease {
         state.kept = state.kept.saturating_add(used);
     }
 
-    /// Redis has what the store has: it need not be held any more.
+    /// Redis has what the store has: it need not be held any more, and may not be spent again.
     pub fn told(&self) {
         let mut state = self.state();
         let kept = std::mem::take(&mut state.kept);
+        state.told = state.told.saturating_add(kept);
         state.taken = state.taken.saturating_sub(kept);
+        state.granted = state.granted.saturating_sub(kept);
     }
 
     /// Gives back what is held in advance, and says again what is held otherwise.
@@ -151,5 +156,24 @@ impl Lease {
             // Said anew the next time, whatever is held then.
             Err(Unavailable) => state.said = None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Window;
+    use super::*;
+
+    #[test]
+    fn what_redis_has_been_told_of_cannot_be_spent_again() {
+        let lease = Lease::new(&Counted::new("q".into(), "c", Window { start: 0, end: i64::MAX }), 100);
+        lease.state().granted = 100;
+        assert_eq!(lease.take_granted(90), Some(10));
+        lease.settle(90, 80);
+        lease.kept(80);
+        assert_eq!(lease.take_granted(30), None, "80 of 100 are used");
+        lease.told();
+        assert_eq!(lease.take_granted(30), None, "they are, whoever counts them");
+        assert_eq!(lease.take_granted(20), Some(0));
     }
 }
