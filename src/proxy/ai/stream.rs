@@ -59,8 +59,9 @@ pub async fn send(
     };
     let (spec, model) = (&attempt.ask.provider.spec, &attempt.ask.target.model);
     let on_disconnect = attempt.ask.provider.on_disconnect;
-    // The last report is complete if it came with the end, or after it.
-    let told = relay.usage.filter(|_| relay.stop.is_some());
+    // The last report is complete if it came with the end, or after it, and that was the provider's own.
+    let withheld = relay.guard.as_ref().is_some_and(|guard| guard.withheld());
+    let told = relay.usage.filter(|_| relay.stop.is_some() && !withheld);
     let counted = match told {
         Some(_) => None,
         None if sent.is_err() && !relay.ended && on_disconnect == OnDisconnect::Drain => {

@@ -31,6 +31,10 @@ pub async fn send(serving: &mut Serving<'_>, attempt: &Attempt<'_>, whole: Whole
         (false, Ok(request)) => serving.call.caller.encode_answer(&whole.answer, request, &mut dropped).into(),
         (false, Err(failure)) => return Ok(Some(failure.into())),
     };
+    // It was made, whether or not the guardrails let the caller have it, and wait for it.
+    if let Some(record) = serving.record() {
+        usage::settle(record, &ask.provider.spec, &ask.target.model, whole.answer.usage.as_ref());
+    }
     let (body, withheld) = match serving.call.is_guarded() {
         true => guard::answer(serving, &whole.answer, body).await?,
         false => (body, false),
@@ -47,7 +51,6 @@ pub async fn send(serving: &mut Serving<'_>, attempt: &Attempt<'_>, whole: Whole
     let mut headers = vec![(CONTENT_TYPE, JSON)];
     headers.extend(dropped_header(&dropped));
     if let Some(record) = serving.record() {
-        usage::settle(record, &ask.provider.spec, &ask.target.model, whole.answer.usage.as_ref());
         let stop = whole.answer.choices.first().map(|choice| choice.stop);
         record.finish = stop.map(|stop| if withheld { Stop::Filtered } else { stop }.name());
         if let Some(traced) = &mut record.traced {
