@@ -70,6 +70,27 @@ fn default_max_streams() -> usize {
     100
 }
 
+impl Upstream {
+    /// One that consists of an address, such as other sections than `upstreams` name, with the defaults of all else.
+    pub fn of_address(address: String, timeouts: Timeouts, tls: Option<Tls>) -> Upstream {
+        Upstream {
+            targets: vec![Target { address, weight: 1, backup: false, tier: 0, name: None }],
+            balance: Balance::default(),
+            sticky: None,
+            slow_start: None,
+            health: Health::default(),
+            breaker: None,
+            limits: Limits::default(),
+            retry: Retry::default(),
+            timeouts,
+            tls,
+            protocol: Protocol::default(),
+            keep_alive: KeepAlive::default(),
+            max_streams: default_max_streams(),
+        }
+    }
+}
+
 /// One origin server, or a name that stands for several.
 #[derive(Debug, Clone, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]

@@ -700,21 +700,8 @@ const FIRST_BYTE: units::Duration = units::Duration::from_secs(600);
 const IDLE: units::Duration = units::Duration::from_secs(120);
 
 fn upstream_of(endpoint: &Endpoint, written: &written::Provider) -> upstream::Upstream {
-    let timeouts = Timeouts { first_byte: FIRST_BYTE, idle: IDLE, ..Timeouts::default() };
-    let target = upstream::Target { address: endpoint.address(), weight: 1, backup: false, tier: 0, name: None };
-    upstream::Upstream {
-        targets: vec![target],
-        balance: upstream::Balance::default(),
-        sticky: None,
-        slow_start: None,
-        health: upstream::Health::default(),
-        breaker: None,
-        limits: upstream::Limits::default(),
-        retry: upstream::Retry::default(),
-        timeouts: written.timeouts.clone().unwrap_or(timeouts),
-        tls: endpoint.https.then(|| written.tls.clone().unwrap_or_default()),
-        protocol: upstream::Protocol::default(),
-        keep_alive: upstream::KeepAlive::default(),
-        max_streams: 100,
-    }
+    let usual = Timeouts { first_byte: FIRST_BYTE, idle: IDLE, ..Timeouts::default() };
+    let timeouts = written.timeouts.clone().unwrap_or(usual);
+    let tls = endpoint.https.then(|| written.tls.clone().unwrap_or_default());
+    upstream::Upstream::of_address(endpoint.address(), timeouts, tls)
 }

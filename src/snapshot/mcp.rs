@@ -339,28 +339,7 @@ fn route_tool(
             .add(path, "the route's hosts are patterns, so that it has to be said here which one is called: `host: …`");
         return None;
     }
-    let mut arguments = Vec::new();
-    for (argument, parameter) in &tool.parameters {
-        let wire = parameter.name.as_deref().unwrap_or(argument);
-        let place = match parameter.place {
-            ParameterPlace::Path => Place::Path,
-            ParameterPlace::Query => Place::Query(wire.to_owned()),
-            ParameterPlace::Header => match HeaderName::from_bytes(wire.as_bytes()) {
-                Ok(header) if may_be_argument(&header) => Place::Header(header),
-                _ => {
-                    problems.add(format!("{path}.parameters.{argument}"), "this header is not for a model to set");
-                    return None;
-                }
-            },
-        };
-        arguments.push(Argument { name: argument.clone(), place, required: parameter.required });
-    }
-    // What is called a parameter of the query by default may be one of the path.
-    for argument in &mut arguments {
-        if matches!(argument.place, Place::Query(_)) && target.contains(&format!("{{{}}}", argument.name)) {
-            argument.place = Place::Path;
-        }
-    }
+    let arguments = arguments(tool, target, path, problems)?;
     let body = tool.body.as_ref().map(|_| Body { encoding: Encoding::Json, required: true });
     let operation = match Operation::new(method.clone(), host, target, arguments, body) {
         Ok(operation) => operation,
@@ -394,6 +373,33 @@ fn route_tool(
         annotations: &tool.annotations,
     };
     Some(RouteTool { listed: listed.json(), operation })
+}
+
+/// Where the arguments of a tool go in its request.
+fn arguments(tool: &written::Tool, target: &str, path: &str, problems: &mut Problems) -> Option<Vec<Argument>> {
+    let mut arguments = Vec::new();
+    for (argument, parameter) in &tool.parameters {
+        let wire = parameter.name.as_deref().unwrap_or(argument);
+        let place = match parameter.place {
+            ParameterPlace::Path => Place::Path,
+            ParameterPlace::Query => Place::Query(wire.to_owned()),
+            ParameterPlace::Header => match HeaderName::from_bytes(wire.as_bytes()) {
+                Ok(header) if may_be_argument(&header) => Place::Header(header),
+                _ => {
+                    problems.add(format!("{path}.parameters.{argument}"), "this header is not for a model to set");
+                    return None;
+                }
+            },
+        };
+        arguments.push(Argument { name: argument.clone(), place, required: parameter.required });
+    }
+    // What is called a parameter of the query by default may be one of the path.
+    for argument in &mut arguments {
+        if matches!(argument.place, Place::Query(_)) && target.contains(&format!("{{{}}}", argument.name)) {
+            argument.place = Place::Path;
+        }
+    }
+    Some(arguments)
 }
 
 /// What lists say of a tool.
@@ -576,21 +582,8 @@ const FIRST_BYTE: units::Duration = units::Duration::from_secs(30);
 const IDLE: units::Duration = units::Duration::from_secs(300);
 
 fn upstream_of(address: String, https: bool, written: &written::Server) -> upstream::Upstream {
-    let timeouts = Timeouts { first_byte: FIRST_BYTE, idle: IDLE, ..Timeouts::default() };
-    let target = upstream::Target { address, weight: 1, backup: false, tier: 0, name: None };
-    upstream::Upstream {
-        targets: vec![target],
-        balance: upstream::Balance::default(),
-        sticky: None,
-        slow_start: None,
-        health: upstream::Health::default(),
-        breaker: None,
-        limits: upstream::Limits::default(),
-        retry: upstream::Retry::default(),
-        timeouts: written.timeouts.clone().unwrap_or(timeouts),
-        tls: https.then(|| written.tls.clone().unwrap_or_default()),
-        protocol: upstream::Protocol::default(),
-        keep_alive: upstream::KeepAlive::default(),
-        max_streams: 100,
-    }
+    let usual = Timeouts { first_byte: FIRST_BYTE, idle: IDLE, ..Timeouts::default() };
+    let timeouts = written.timeouts.clone().unwrap_or(usual);
+    let tls = https.then(|| written.tls.clone().unwrap_or_default());
+    upstream::Upstream::of_address(address, timeouts, tls)
 }

@@ -2,15 +2,13 @@
 
 use std::sync::Arc;
 
-use pingora::proxy::Session;
 use serde_json::{Value, json};
 
 use super::Exchange;
-use super::reply::Reply;
+use super::request::Asked;
 use super::server::{Answering, Trouble};
 use crate::ai::mcp::events::Event;
 use crate::ai::mcp::message::{self, Message, RpcError, classify, of_server};
-use crate::ai::mcp::session::Session as McpSession;
 use crate::proxy::context::Context;
 use crate::snapshot::mcp::{Kind, List, McpServer};
 
@@ -59,14 +57,7 @@ pub fn event_of(server: &McpServer, id: Option<&str>, retry: Option<u64>, messag
 
 impl Exchange<'_> {
     /// What each server lists; `None` of one that cannot be asked, and has not been before.
-    pub(super) async fn lists(
-        &self,
-        session: &mut Session,
-        ctx: &mut Context,
-        reply: &mut Reply,
-        held: &Arc<McpSession>,
-        kind: Kind,
-    ) -> pingora::Result<Vec<Option<Arc<List>>>> {
+    pub(super) async fn lists(&self, asked: &mut Asked<'_>, kind: Kind) -> pingora::Result<Vec<Option<Arc<List>>>> {
         let servers = &self.backend.servers;
         // Most times everything is known.
         let known: Vec<_> = servers.iter().map(|server| server.lists.get(kind, server.cache)).collect();
@@ -74,7 +65,7 @@ impl Exchange<'_> {
             return Ok(known);
         }
         let lists = servers.iter().map(|server| {
-            let link = self.link(server, held);
+            let link = self.link(server, asked.held);
             async move {
                 match link.list(kind).await {
                     Ok(list) => Some(list),
@@ -86,27 +77,21 @@ impl Exchange<'_> {
                 }
             }
         });
-        reply.wait(session, ctx, futures_util::future::join_all(lists)).await
+        asked.wait(futures_util::future::join_all(lists)).await
     }
 
     /// The server that a tool belongs to, by the name that callers know.
     pub(super) async fn server_of_tool(
         &self,
-        session: &mut Session,
-        ctx: &mut Context,
-        reply: &mut Reply,
-        held: &Arc<McpSession>,
+        asked: &mut Asked<'_>,
         name: &str,
     ) -> pingora::Result<Option<Arc<McpServer>>> {
-        self.server_of_name(session, ctx, reply, held, name, Kind::Tools).await
+        self.server_of_name(asked, name, Kind::Tools).await
     }
 
     async fn server_of_name(
         &self,
-        session: &mut Session,
-        ctx: &mut Context,
-        reply: &mut Reply,
-        held: &Arc<McpSession>,
+        asked: &mut Asked<'_>,
         name: &str,
         kind: Kind,
     ) -> pingora::Result<Option<Arc<McpServer>>> {
@@ -114,7 +99,7 @@ impl Exchange<'_> {
         if !self.backend.servers.iter().any(|server| fits(server)) {
             return Ok(None);
         }
-        let lists = self.lists(session, ctx, reply, held, kind).await?;
+        let lists = self.lists(asked, kind).await?;
         let mut candidates: Vec<_> =
             self.backend.servers.iter().zip(lists).filter(|(server, _)| fits(server)).collect();
         // The longest prefix first: what fits it was more likely meant.
@@ -127,47 +112,31 @@ impl Exchange<'_> {
         Ok(found.map(|(server, _)| server.clone()))
     }
 
-    pub(super) async fn get_prompt(
-        &self,
-        session: &mut Session,
-        ctx: &mut Context,
-        reply: &mut Reply,
-        held: &Arc<McpSession>,
-        id: &Value,
-        mut message: Value,
-    ) -> pingora::Result<()> {
+    pub(super) async fn get_prompt(&self, asked: &mut Asked<'_>, mut message: Value) -> pingora::Result<()> {
         let name = message.pointer("/params/name").and_then(Value::as_str).unwrap_or("").to_owned();
-        let found = self.server_of_name(session, ctx, reply, held, &name, Kind::Prompts).await?;
+        let found = self.server_of_name(asked, &name, Kind::Prompts).await?;
         let Some(server) = found else {
             let error = RpcError::new(message::INVALID_PARAMS, "there is no such prompt");
-            return reply.finish(session, ctx, error.answer(id)).await;
+            return asked.refuse(&error).await;
         };
-        asked_for(ctx, &name, &server);
+        note(asked.ctx, &name, &server);
         if let Some(place) = message.pointer_mut("/params/name") {
             *place = name.strip_prefix(&*server.prefix).unwrap_or(&name).into();
         }
-        self.relay(session, ctx, reply, held, id, &server, &message).await
+        self.relay(asked, &server, &message).await
     }
 
     /// Reads a resource, or watches it.
-    pub(super) async fn use_resource(
-        &self,
-        session: &mut Session,
-        ctx: &mut Context,
-        reply: &mut Reply,
-        held: &Arc<McpSession>,
-        id: &Value,
-        message: Value,
-    ) -> pingora::Result<()> {
+    pub(super) async fn use_resource(&self, asked: &mut Asked<'_>, message: Value) -> pingora::Result<()> {
         let uri = message.pointer("/params/uri").and_then(Value::as_str).unwrap_or("").to_owned();
-        let lists = self.lists(session, ctx, reply, held, Kind::Resources).await?;
+        let lists = self.lists(asked, Kind::Resources).await?;
         let listed = self.backend.servers.iter().zip(&lists).find(|(_, list)| {
             list.as_ref().is_some_and(|list| list.items.iter().any(|item| item["uri"] == uri.as_str()))
         });
         let found = match listed {
             Some((server, _)) => Some(server.clone()),
             None => {
-                let lists = self.lists(session, ctx, reply, held, Kind::Templates).await?;
+                let lists = self.lists(asked, Kind::Templates).await?;
                 let fitting = self.backend.servers.iter().zip(&lists).find(|(_, list)| {
                     let fits =
                         |item: &Value| item["uriTemplate"].as_str().is_some_and(|template| may_be_of(template, &uri));
@@ -179,33 +148,25 @@ impl Exchange<'_> {
         let Some(server) = found else {
             let mut error = RpcError::new(message::RESOURCE_NOT_FOUND, "Resource not found");
             error.data = Some(json!({ "uri": uri.chars().take(1024).collect::<String>() }));
-            return reply.finish(session, ctx, error.answer(id)).await;
+            return asked.refuse(&error).await;
         };
-        asked_for(ctx, &uri, &server);
-        self.relay(session, ctx, reply, held, id, &server, &message).await
+        note(asked.ctx, &uri, &server);
+        self.relay(asked, &server, &message).await
     }
 
     /// Completes an argument of a prompt or of a template.
-    pub(super) async fn complete(
-        &self,
-        session: &mut Session,
-        ctx: &mut Context,
-        reply: &mut Reply,
-        held: &Arc<McpSession>,
-        id: &Value,
-        mut message: Value,
-    ) -> pingora::Result<()> {
+    pub(super) async fn complete(&self, asked: &mut Asked<'_>, mut message: Value) -> pingora::Result<()> {
         let text = |key: &str| message.pointer(key).and_then(Value::as_str).map(str::to_owned);
         let found = match (text("/params/ref/name"), text("/params/ref/uri")) {
             (Some(name), _) => {
-                let found = self.server_of_name(session, ctx, reply, held, &name, Kind::Prompts).await?;
+                let found = self.server_of_name(asked, &name, Kind::Prompts).await?;
                 if let (Some(server), Some(place)) = (&found, message.pointer_mut("/params/ref/name")) {
                     *place = name.strip_prefix(&*server.prefix).unwrap_or(&name).into();
                 }
                 found
             }
             (None, Some(uri)) => {
-                let lists = self.lists(session, ctx, reply, held, Kind::Templates).await?;
+                let lists = self.lists(asked, Kind::Templates).await?;
                 let of = |list: &Option<Arc<List>>| {
                     list.as_ref().is_some_and(|list| list.items.iter().any(|item| item["uriTemplate"] == uri.as_str()))
                 };
@@ -215,27 +176,20 @@ impl Exchange<'_> {
         };
         let Some(server) = found else {
             let error = RpcError::new(message::INVALID_PARAMS, "there is nothing of this name to complete");
-            return reply.finish(session, ctx, error.answer(id)).await;
+            return asked.refuse(&error).await;
         };
-        self.relay(session, ctx, reply, held, id, &server, &message).await
+        self.relay(asked, &server, &message).await
     }
 
     /// Sets what servers log, of those that log at all; those that a session is opened with later are told too.
-    pub(super) async fn set_level(
-        &self,
-        session: &mut Session,
-        ctx: &mut Context,
-        reply: &mut Reply,
-        held: &Arc<McpSession>,
-        id: &Value,
-        message: &Value,
-    ) -> pingora::Result<()> {
+    pub(super) async fn set_level(&self, asked: &mut Asked<'_>, message: &Value) -> pingora::Result<()> {
         const LEVELS: [&str; 8] = ["debug", "info", "notice", "warning", "error", "critical", "alert", "emergency"];
         let level = message.pointer("/params/level").and_then(Value::as_str).filter(|level| LEVELS.contains(level));
         let Some(level) = level else {
             let error = RpcError::new(message::INVALID_PARAMS, "`params.level` is no level");
-            return reply.finish(session, ctx, error.answer(id)).await;
+            return asked.refuse(&error).await;
         };
+        let held = asked.held;
         held.set_level(level.into());
         let telling = held.connected().into_iter().filter_map(|(name, opened)| {
             let link = self.link(self.backend.server(&name)?, held);
@@ -247,23 +201,19 @@ impl Exchange<'_> {
             })
         });
         let telling: Vec<_> = telling.collect();
-        reply.wait(session, ctx, futures_util::future::join_all(telling)).await?;
-        reply.finish(session, ctx, message::answer(id, json!({}))).await
+        asked.wait(futures_util::future::join_all(telling)).await?;
+        asked.answer(json!({})).await
     }
 
     /// Passes a request on to a server, and to the caller what the server says to it.
-    #[allow(clippy::too_many_arguments, reason = "the parts of one request, each used once")]
     pub(super) async fn relay(
         &self,
-        session: &mut Session,
-        ctx: &mut Context,
-        reply: &mut Reply,
-        held: &Arc<McpSession>,
-        id: &Value,
+        asked: &mut Asked<'_>,
         server: &Arc<McpServer>,
         message: &Value,
     ) -> pingora::Result<()> {
-        ctx.exchange.upstream = Some(server.origin.upstream.name().clone());
+        asked.ctx.exchange.upstream = Some(server.origin.upstream.name().clone());
+        let (held, id) = (asked.held, asked.id);
         held.answered_by(id, &server.name);
         let link = self.link(server, held);
         let cancelled = held.cancelled(id);
@@ -277,30 +227,30 @@ impl Exchange<'_> {
                         done = $work => Some(done),
                     }
                 };
-                match reply.wait(session, ctx, work).await? {
+                match asked.wait(work).await? {
                     Some(done) => done,
                     None => {
                         let error = RpcError::new(message::CANCELLED, "the request was cancelled");
-                        return reply.finish(session, ctx, error.answer(id)).await;
+                        return asked.refuse(&error).await;
                     }
                 }
             }};
         }
         let mut answering: Answering = match wait!(link.send(message)) {
             Ok(answering) => answering,
-            Err(trouble) => return self.trouble(session, ctx, reply, id, server, &trouble).await,
+            Err(trouble) => return self.trouble(asked, server, &trouble).await,
         };
         if !answering.is_stream() {
             let body = match wait!(answering.whole()) {
                 Ok(body) => body,
-                Err(trouble) => return self.trouble(session, ctx, reply, id, server, &trouble).await,
+                Err(trouble) => return self.trouble(asked, server, &trouble).await,
             };
             let answer = serde_json::from_slice(&body).ok().map(|answer| pass_on(server, Some(id), answer));
             return match answer {
-                Some(Passed::Answer(answer)) => reply.finish(session, ctx, answer).await,
+                Some(Passed::Answer(answer)) => asked.finish(answer).await,
                 _ => {
                     let why = format!("answered {} without a message", answering.status().as_u16());
-                    self.trouble(session, ctx, reply, id, server, &Trouble::Failed(why)).await
+                    self.trouble(asked, server, &Trouble::Failed(why)).await
                 }
             };
         }
@@ -309,21 +259,21 @@ impl Exchange<'_> {
             let event = match wait!(answering.event()) {
                 Ok(Some(event)) => event,
                 // Where the stream has a name, the caller takes it up again.
-                Ok(None) | Err(Trouble::Failed(_)) if resumable && reply.has_begun() => {
-                    return reply.end(session).await;
+                Ok(None) | Err(Trouble::Failed(_)) if resumable && asked.reply.has_begun() => {
+                    return asked.reply.end(asked.session).await;
                 }
                 Ok(None) => {
                     let why = Trouble::Failed("ended its stream without an answer".to_owned());
-                    return self.trouble(session, ctx, reply, id, server, &why).await;
+                    return self.trouble(asked, server, &why).await;
                 }
-                Err(trouble) => return self.trouble(session, ctx, reply, id, server, &trouble).await,
+                Err(trouble) => return self.trouble(asked, server, &trouble).await,
             };
             resumable |= event.id.is_some();
             let message = serde_json::from_slice::<Value>(&event.data).ok();
             let said = match message.map(|message| pass_on(server, Some(id), message)) {
                 Some(Passed::Answer(answer)) => {
                     let id = event_of(server, event.id.as_deref(), None, None).id;
-                    return reply.finish_as(session, ctx, answer, id).await;
+                    return asked.reply.finish_as(asked.session, asked.ctx, answer, id).await;
                 }
                 Some(Passed::Event(message)) => event_of(server, event.id.as_deref(), event.retry, Some(&message)),
                 // It says where the stream stands, or how long to wait.
@@ -332,26 +282,18 @@ impl Exchange<'_> {
                 }
                 Some(Passed::Nothing) | None => continue,
             };
-            reply.event(session, ctx, &said).await?;
+            asked.reply.event(asked.session, asked.ctx, &said).await?;
         }
     }
 
-    async fn trouble(
-        &self,
-        session: &mut Session,
-        ctx: &mut Context,
-        reply: &mut Reply,
-        id: &Value,
-        server: &McpServer,
-        trouble: &Trouble,
-    ) -> pingora::Result<()> {
+    async fn trouble(&self, asked: &mut Asked<'_>, server: &McpServer, trouble: &Trouble) -> pingora::Result<()> {
         let error = RpcError::new(message::INTERNAL, trouble.message(server));
-        reply.finish(session, ctx, error.answer(id)).await
+        asked.refuse(&error).await
     }
 }
 
 /// Notes what is asked for, for the log.
-fn asked_for(ctx: &mut Context, name: &str, server: &McpServer) {
+fn note(ctx: &mut Context, name: &str, server: &McpServer) {
     if let Some(call) = &mut ctx.exchange.mcp {
         call.name = Some(name.chars().take(256).collect::<String>().into());
         call.server = Some(server.name.clone());

@@ -19,6 +19,7 @@ use pingora::proxy::Session;
 use serde_json::{Value, json};
 
 use self::reply::Reply;
+use self::request::Asked;
 use super::context::Context;
 use super::{Proxy, answer, body};
 use crate::ai::mcp::Version;
@@ -134,7 +135,8 @@ impl Exchange<'_> {
         };
         match kind {
             Message::Request { id, method } => {
-                self.request(session, ctx, &mut reply, &held, &id, &method, document).await
+                let mut asked = Asked { session, ctx, reply: &mut reply, held: &held, id: &id };
+                self.request(&mut asked, &method, document).await
             }
             Message::Notification { method } => {
                 self.notification(&held, &method, document);
@@ -177,7 +179,8 @@ impl Exchange<'_> {
                     reply.finish(session, ctx, error.answer(&id)).await?;
                 }
                 Ok(Message::Request { id, method }) => {
-                    self.request(session, ctx, reply, &held, &id, &method, message).await?;
+                    let mut asked = Asked { session, ctx, reply, held: &held, id: &id };
+                    self.request(&mut asked, &method, message).await?;
                 }
                 Ok(Message::Notification { method }) => self.notification(&held, &method, message),
                 Ok(Message::Response { id }) => self.response(&held, &id, message),

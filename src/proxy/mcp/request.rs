@@ -19,39 +19,59 @@ use crate::snapshot::mcp::{Kind, McpServer};
 /// Entries of one page of a list.
 const PAGE: usize = 1000;
 
+/// A request that is being answered.
+pub struct Asked<'a> {
+    pub session: &'a mut Session,
+    pub ctx: &'a mut Context,
+    pub reply: &'a mut Reply,
+    /// The session that it belongs to.
+    pub held: &'a Arc<McpSession>,
+    pub id: &'a Value,
+}
+
+impl Asked<'_> {
+    /// Answers with a result.
+    pub async fn answer(&mut self, result: Value) -> pingora::Result<()> {
+        self.finish(message::answer(self.id, result)).await
+    }
+
+    pub async fn refuse(&mut self, error: &RpcError) -> pingora::Result<()> {
+        self.finish(error.answer(self.id)).await
+    }
+
+    /// Sends the answer, a whole message.
+    pub async fn finish(&mut self, answer: Value) -> pingora::Result<()> {
+        self.reply.finish(self.session, self.ctx, answer).await
+    }
+
+    /// Waits for something while there is someone to answer; the error means that there is not.
+    pub async fn wait<T>(&mut self, work: impl Future<Output = T>) -> pingora::Result<T> {
+        self.reply.wait(self.session, self.ctx, work).await
+    }
+}
+
 impl Exchange<'_> {
     /// Answers a request.
-    #[allow(clippy::too_many_arguments, reason = "the parts of one request, each used once")]
-    pub(super) async fn request(
-        &self,
-        session: &mut Session,
-        ctx: &mut Context,
-        reply: &mut Reply,
-        held: &Arc<McpSession>,
-        id: &Value,
-        method: &str,
-        message: Value,
-    ) -> pingora::Result<()> {
+    pub(super) async fn request(&self, asked: &mut Asked<'_>, method: &str, message: Value) -> pingora::Result<()> {
         // Also when the caller leaves, and this is never finished.
+        let (held, id) = (asked.held, asked.id);
         let _entered = Entered { session: held, id, cancelled: held.enter(id) };
         match method {
-            "ping" => reply.finish(session, ctx, message::answer(id, json!({}))).await,
-            "tools/call" => Box::pin(self.call_tool(session, ctx, reply, held, id, message)).await,
-            "tools/list" => self.list(session, ctx, reply, held, id, &message, Kind::Tools).await,
-            "prompts/list" => self.list(session, ctx, reply, held, id, &message, Kind::Prompts).await,
-            "resources/list" => self.list(session, ctx, reply, held, id, &message, Kind::Resources).await,
-            "resources/templates/list" => self.list(session, ctx, reply, held, id, &message, Kind::Templates).await,
-            "prompts/get" => self.get_prompt(session, ctx, reply, held, id, message).await,
+            "ping" => asked.answer(json!({})).await,
+            "tools/call" => Box::pin(self.call_tool(asked, message)).await,
+            "tools/list" => self.list(asked, &message, Kind::Tools).await,
+            "prompts/list" => self.list(asked, &message, Kind::Prompts).await,
+            "resources/list" => self.list(asked, &message, Kind::Resources).await,
+            "resources/templates/list" => self.list(asked, &message, Kind::Templates).await,
+            "prompts/get" => self.get_prompt(asked, message).await,
             "resources/read" | "resources/subscribe" | "resources/unsubscribe" => {
-                self.use_resource(session, ctx, reply, held, id, message).await
+                self.use_resource(asked, message).await
             }
-            "completion/complete" => self.complete(session, ctx, reply, held, id, message).await,
-            "logging/setLevel" if !self.backend.servers.is_empty() => {
-                self.set_level(session, ctx, reply, held, id, &message).await
-            }
+            "completion/complete" => self.complete(asked, message).await,
+            "logging/setLevel" if !self.backend.servers.is_empty() => self.set_level(asked, &message).await,
             _ => {
                 let error = RpcError::new(message::METHOD_NOT_FOUND, "there is no such method");
-                reply.finish(session, ctx, error.answer(id)).await
+                asked.refuse(&error).await
             }
         }
     }
@@ -122,24 +142,14 @@ impl Exchange<'_> {
     }
 
     /// Answers with a list of everything that is offered.
-    #[allow(clippy::too_many_arguments, reason = "the parts of one request, each used once")]
-    async fn list(
-        &self,
-        session: &mut Session,
-        ctx: &mut Context,
-        reply: &mut Reply,
-        held: &Arc<McpSession>,
-        id: &Value,
-        message: &Value,
-        kind: Kind,
-    ) -> pingora::Result<()> {
+    async fn list(&self, asked: &mut Asked<'_>, message: &Value, kind: Kind) -> pingora::Result<()> {
         let from = match message.pointer("/params/cursor") {
             None | Some(Value::Null) => 0,
             Some(cursor) => match cursor.as_str().and_then(from_cursor) {
                 Some(from) => from,
                 None => {
                     let error = RpcError::new(message::INVALID_PARAMS, "this cursor was not given out");
-                    return reply.finish(session, ctx, error.answer(id)).await;
+                    return asked.refuse(&error).await;
                 }
             },
         };
@@ -147,13 +157,13 @@ impl Exchange<'_> {
             Kind::Tools => self.backend.tools.values().map(|tool| tool.listed.clone()).collect(),
             _ => Vec::new(),
         };
-        let lists = self.lists(session, ctx, reply, held, kind).await?;
+        let lists = self.lists(asked, kind).await?;
         for (server, list) in self.backend.servers.iter().zip(lists) {
             let Some(list) = list else { continue };
             items.extend(list.items.iter().filter_map(|item| prefixed(server, kind, item)));
         }
         if kind == Kind::Tools {
-            items.retain(|tool| tool["name"].as_str().is_some_and(|name| self.may_see(session, ctx, name)));
+            items.retain(|tool| tool["name"].as_str().is_some_and(|name| self.may_see(asked.session, asked.ctx, name)));
         }
         let next = (items.len() > from + PAGE).then(|| to_cursor(from + PAGE));
         let page: Vec<Value> = items.into_iter().skip(from).take(PAGE).collect();
@@ -161,7 +171,7 @@ impl Exchange<'_> {
         if let Some(next) = next {
             result["nextCursor"] = next.into();
         }
-        reply.finish(session, ctx, message::answer(id, result)).await
+        asked.answer(result).await
     }
 }
 

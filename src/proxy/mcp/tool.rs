@@ -1,7 +1,6 @@
 //! Calls of tools: the filters for them, and those that are requests to this gateway.
 
 use std::borrow::Cow;
-use std::sync::Arc;
 
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, HOST, LOCATION};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -10,10 +9,9 @@ use pingora::proxy::Session;
 use serde_json::Value;
 
 use super::Exchange;
-use super::reply::Reply;
+use super::request::Asked;
 use crate::ai::mcp::message::{self, RpcError};
 use crate::ai::mcp::operation;
-use crate::ai::mcp::session::Session as McpSession;
 use crate::error::{Error, Reason};
 use crate::filters::filter::{Flow, Request, RequestStep};
 use crate::filters::stage::Stage;
@@ -82,89 +80,77 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    pub(super) async fn call_tool(
-        &self,
-        session: &mut Session,
-        ctx: &mut Context,
-        reply: &mut Reply,
-        held: &Arc<McpSession>,
-        id: &Value,
-        mut message: Value,
-    ) -> pingora::Result<()> {
+    pub(super) async fn call_tool(&self, asked: &mut Asked<'_>, mut message: Value) -> pingora::Result<()> {
         let Some(name) = message.pointer("/params/name").and_then(Value::as_str).map(str::to_owned) else {
             let error = RpcError::new(message::INVALID_PARAMS, "`params.name` is missing");
-            return reply.finish(session, ctx, error.answer(id)).await;
+            return asked.refuse(&error).await;
         };
-        if let Some(call) = &mut ctx.exchange.mcp {
+        if let Some(call) = &mut asked.ctx.exchange.mcp {
             call.name = Some(name.chars().take(128).collect::<String>().into());
         }
         let own = self.backend.tools.get(name.as_str());
         let server = match own {
             Some(_) => None,
-            None => self.server_of_tool(session, ctx, reply, held, &name).await?,
+            None => self.server_of_tool(asked, &name).await?,
         };
         if own.is_none() && server.is_none() {
-            return reply.finish(session, ctx, unknown(&name).answer(id)).await;
+            return asked.refuse(&unknown(&name)).await;
         }
-        if let Some(call) = &mut ctx.exchange.mcp {
+        if let Some(call) = &mut asked.ctx.exchange.mcp {
             call.known = true;
             call.server = server.as_ref().map(|server| server.name.clone());
         }
-        if let Err(error) = self.filter(session, ctx, &name).await {
-            ctx.exchange.reason = Some(error.reason);
+        if let Err(error) = self.filter(asked.session, asked.ctx, &name).await {
+            asked.ctx.exchange.reason = Some(error.reason);
             // Who may not call a tool does not learn that it is there.
             let said = match error.reason {
                 Reason::Forbidden => unknown(&name),
                 _ => refusal(&error),
             };
-            return reply.finish(session, ctx, said.answer(id)).await;
+            return asked.refuse(&said).await;
         }
         match (own, server) {
             (Some(tool), _) => {
                 let arguments = message.pointer_mut("/params/arguments").map(Value::take);
-                self.call_route(session, ctx, reply, held, id, tool, arguments).await
+                self.call_route(asked, tool, arguments).await
             }
             (None, Some(server)) => {
                 let theirs = name.strip_prefix(&*server.prefix).unwrap_or(&name).to_owned();
                 if let Some(place) = message.pointer_mut("/params/name") {
                     *place = theirs.into();
                 }
-                self.relay(session, ctx, reply, held, id, &server, &message).await
+                self.relay(asked, &server, &message).await
             }
-            (None, None) => reply.finish(session, ctx, unknown(&name).answer(id)).await,
+            (None, None) => asked.refuse(&unknown(&name)).await,
         }
     }
 
     /// Calls a route as the caller would.
-    #[allow(clippy::too_many_arguments, reason = "the parts of one call, each used once")]
     async fn call_route(
         &self,
-        session: &mut Session,
-        ctx: &mut Context,
-        reply: &mut Reply,
-        held: &Arc<McpSession>,
-        id: &Value,
+        asked: &mut Asked<'_>,
         tool: &RouteTool,
         arguments: Option<Value>,
     ) -> pingora::Result<()> {
         let made = tool.operation.request(arguments.as_ref());
-        let made = made.map(|made| (request_head(session, ctx, tool, &made), made.body.map(|(_, body)| body)));
+        let made =
+            made.map(|made| (request_head(asked.session, asked.ctx, tool, &made), made.body.map(|(_, body)| body)));
         let (head, body) = match made {
             Ok((Some(head), body)) => (head, body),
             Ok((None, _)) => {
                 let result = operation::error("the arguments make no request");
-                return reply.finish(session, ctx, message::answer(id, result)).await;
+                return asked.answer(result).await;
             }
             // What a model got wrong it can put right.
-            Err(why) => return reply.finish(session, ctx, message::answer(id, operation::error(&why))).await,
+            Err(why) => return asked.answer(operation::error(&why)).await,
         };
-        let Some(connection) = ctx.connection.clone() else {
+        let Some(connection) = asked.ctx.connection.clone() else {
             let error = RpcError::new(message::INTERNAL, "the request has no connection");
-            return reply.finish(session, ctx, error.answer(id)).await;
+            return asked.refuse(&error).await;
         };
-        let (proxy, client, most) = (self.proxy, ctx.exchange.client, self.backend.max_answer);
+        let (proxy, client, most) = (self.proxy, asked.ctx.exchange.client, self.backend.max_answer);
         let calling = proxy.internal.call(&connection, client, head, body, most);
-        let cancelled = held.cancelled(id);
+        let cancelled = asked.held.cancelled(asked.id);
         let timeout = self.backend.timeout;
         let work = async {
             tokio::select! {
@@ -172,10 +158,10 @@ impl Exchange<'_> {
                 () = cancelled => None,
             }
         };
-        let result = match reply.wait(session, ctx, work).await? {
+        let result = match asked.wait(work).await? {
             None => {
                 let error = RpcError::new(message::CANCELLED, "the request was cancelled");
-                return reply.finish(session, ctx, error.answer(id)).await;
+                return asked.refuse(&error).await;
             }
             Some(Err(_)) => operation::error("the tool did not answer in time"),
             Some(Ok(Err(Unanswered::TooLong))) => operation::error("the tool's answer is longer than is taken"),
@@ -185,7 +171,7 @@ impl Exchange<'_> {
                 operation::result(answered.status, text(CONTENT_TYPE), text(LOCATION), &answered.body)
             }
         };
-        reply.finish(session, ctx, message::answer(id, result)).await
+        asked.answer(result).await
     }
 }
 
