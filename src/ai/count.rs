@@ -13,6 +13,7 @@ use super::formats::reading::Count;
 use super::formats::writing::object;
 use super::formats::{Format, bedrock};
 use super::quirks::Quirks;
+use super::tokens;
 
 /// An image or a page is worth about so many.
 const IMAGE: u64 = 1_000;
@@ -72,19 +73,12 @@ pub fn answer(format: Format, tokens: u64) -> Vec<u8> {
     out
 }
 
-/// The tokens of a text: four bytes each, and of scripts with several bytes to a letter more.
-pub fn estimate_text(text: &str) -> u64 {
-    let ascii = text.bytes().filter(u8::is_ascii).count() as u64;
-    let letters = text.bytes().filter(|byte| !byte.is_ascii() && (byte & 0xc0) != 0x80).count() as u64;
-    ascii.div_ceil(4) + letters
-}
-
 /// The tokens of a prompt.
 pub fn estimate(request: &ChatRequest) -> u64 {
     let messages: u64 = request.messages.iter().map(message).sum();
     let tools = request.tools.iter().map(|tool| {
-        let schema = tool.parameters.as_ref().map_or(0, |schema| estimate_text(&schema.to_string()));
-        AROUND + estimate_text(&tool.name) + tool.description.as_deref().map_or(0, estimate_text) + schema
+        let schema = tool.parameters.as_ref().map_or(0, |schema| tokens::estimate(&schema.to_string()));
+        AROUND + tokens::estimate(&tool.name) + tool.description.as_deref().map_or(0, tokens::estimate) + schema
     });
     messages + tools.sum::<u64>()
 }
@@ -95,15 +89,15 @@ fn message(message: &Message) -> u64 {
 
 fn part(part: &Part) -> u64 {
     match part {
-        Part::Text { text, .. } | Part::Refusal { text } => estimate_text(text),
+        Part::Text { text, .. } | Part::Refusal { text } => tokens::estimate(text),
         Part::Image { .. } => IMAGE,
         // A page of a PDF is some fifty kilobytes.
         Part::Document { source, .. } => IMAGE * (1 + source_bytes(source) / 50_000),
         // A second of speech is some ten tokens, and 32 kilobytes at most.
         Part::Audio { source } | Part::Video { source } => 10 * (1 + source_bytes(source) / 32_000),
-        Part::ToolCall(call) => AROUND + estimate_text(&call.name) + estimate_text(&call.arguments),
+        Part::ToolCall(call) => AROUND + tokens::estimate(&call.name) + tokens::estimate(&call.arguments),
         Part::ToolResult(result) => AROUND + result.content.iter().map(self::part).sum::<u64>(),
-        Part::Reasoning(thought) => estimate_text(&thought.text),
+        Part::Reasoning(thought) => tokens::estimate(&thought.text),
     }
 }
 

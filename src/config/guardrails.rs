@@ -135,55 +135,73 @@ pub struct Pii {
     pub types: Vec<PiiType>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum PiiType {
-    Email,
+/// Declares the kinds with their names in configurations, which placeholders have too.
+macro_rules! pii_types {
+    ($($(#[$doc:meta])* $kind:ident = $name:literal,)*) => {
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Deserialize, JsonSchema)]
+        pub enum PiiType {
+            $($(#[$doc])* #[serde(rename = $name)] $kind,)*
+        }
+
+        impl PiiType {
+            pub const ALL: &[PiiType] = &[$(PiiType::$kind,)*];
+
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(PiiType::$kind => $name,)*
+                }
+            }
+        }
+    };
+}
+
+pii_types! {
+    Email = "email",
     /// International numbers with `+` or `00`, and national ones that are written in groups.
-    Phone,
+    Phone = "phone",
     /// Numbers of payment cards, by the issuers' prefixes and the Luhn digit.
-    Card,
+    Card = "card",
     /// By country, length and check digits.
-    Iban,
+    Iban = "iban",
     /// United States social security numbers.
-    UsSsn,
+    UsSsn = "us_ssn",
     /// Numbers of the British National Health Service.
-    UkNhs,
+    UkNhs = "uk_nhs",
     /// French numbers of the social security (NIR).
-    FrNir,
+    FrNir = "fr_nir",
     /// German tax numbers.
-    DeTaxId,
+    DeTaxId = "de_tax_id",
     /// Italian codes.
-    ItCodiceFiscale,
+    ItCodiceFiscale = "it_codice_fiscale",
     /// Spanish DNI and NIE.
-    EsDni,
+    EsDni = "es_dni",
     /// Dutch citizen service numbers, written beside the word BSN.
-    NlBsn,
+    NlBsn = "nl_bsn",
     /// Belgian national numbers.
-    BeNationalNumber,
+    BeNationalNumber = "be_national_number",
     /// Swiss AHV numbers.
-    ChAhv,
+    ChAhv = "ch_ahv",
     /// Polish PESEL.
-    PlPesel,
+    PlPesel = "pl_pesel",
     /// Swedish personal identity numbers.
-    SePersonnummer,
+    SePersonnummer = "se_personnummer",
     /// Brazilian CPF.
-    BrCpf,
+    BrCpf = "br_cpf",
     /// Indian Aadhaar numbers.
-    InAadhaar,
+    InAadhaar = "in_aadhaar",
     /// Chinese resident identity numbers.
-    CnResidentId,
+    CnResidentId = "cn_resident_id",
     /// Canadian social insurance numbers.
-    CaSin,
+    CaSin = "ca_sin",
     /// Australian tax file numbers, written beside the word TFN.
-    AuTfn,
+    AuTfn = "au_tfn",
     /// Keys of known providers: AWS, GitHub, GitLab, Google, OpenAI, Anthropic, Slack, Stripe, npm, PyPI, Hugging Face and others.
-    ApiKey,
+    ApiKey = "api_key",
     /// JSON web tokens.
-    Jwt,
+    Jwt = "jwt",
     /// Private keys in PEM.
-    PrivateKey,
-    IpAddress,
+    PrivateKey = "private_key",
+    IpAddress = "ip_address",
 }
 
 /// Known ways to talk a model out of its instructions. The list is part of this version; more can be written as `patterns`.

@@ -6,66 +6,6 @@ use super::patterns::{Patterns, Written};
 use crate::config::guardrails::PiiType;
 
 impl PiiType {
-    const ALL: [PiiType; 24] = {
-        use PiiType::*;
-        [
-            Email,
-            Phone,
-            Card,
-            Iban,
-            UsSsn,
-            UkNhs,
-            FrNir,
-            DeTaxId,
-            ItCodiceFiscale,
-            EsDni,
-            NlBsn,
-            BeNationalNumber,
-            ChAhv,
-            PlPesel,
-            SePersonnummer,
-            BrCpf,
-            InAadhaar,
-            CnResidentId,
-            CaSin,
-            AuTfn,
-            ApiKey,
-            Jwt,
-            PrivateKey,
-            IpAddress,
-        ]
-    };
-
-    /// As configurations write it, and placeholders.
-    pub fn name(self) -> &'static str {
-        match self {
-            PiiType::Email => "email",
-            PiiType::Phone => "phone",
-            PiiType::Card => "card",
-            PiiType::Iban => "iban",
-            PiiType::UsSsn => "us_ssn",
-            PiiType::UkNhs => "uk_nhs",
-            PiiType::FrNir => "fr_nir",
-            PiiType::DeTaxId => "de_tax_id",
-            PiiType::ItCodiceFiscale => "it_codice_fiscale",
-            PiiType::EsDni => "es_dni",
-            PiiType::NlBsn => "nl_bsn",
-            PiiType::BeNationalNumber => "be_national_number",
-            PiiType::ChAhv => "ch_ahv",
-            PiiType::PlPesel => "pl_pesel",
-            PiiType::SePersonnummer => "se_personnummer",
-            PiiType::BrCpf => "br_cpf",
-            PiiType::InAadhaar => "in_aadhaar",
-            PiiType::CnResidentId => "cn_resident_id",
-            PiiType::CaSin => "ca_sin",
-            PiiType::AuTfn => "au_tfn",
-            PiiType::ApiKey => "api_key",
-            PiiType::Jwt => "jwt",
-            PiiType::PrivateKey => "private_key",
-            PiiType::IpAddress => "ip_address",
-        }
-    }
-
     fn forms(self) -> &'static [Form] {
         match self {
             PiiType::Email => &[(r"[\w.+%'-]+@(?:[\w-]+\.)+\pL{2,}", any)],
@@ -179,7 +119,7 @@ const API_KEY: &[Form] = &[
 
 /// Finds these types; none means the usual ones.
 pub fn patterns(types: &[PiiType]) -> Result<Patterns, (usize, String)> {
-    let usual = PiiType::ALL.into_iter().filter(|kind| *kind != PiiType::IpAddress);
+    let usual = PiiType::ALL.iter().copied().filter(|kind| *kind != PiiType::IpAddress);
     let types: Vec<PiiType> = if types.is_empty() { usual.collect() } else { types.to_vec() };
     let forms = types.iter().flat_map(|kind| kind.forms().iter().map(|form| (kind.name(), form)));
     let written: Vec<Written<'_>> =

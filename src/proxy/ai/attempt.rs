@@ -243,7 +243,8 @@ impl<'a> Attempt<'a> {
         http.set_read_timeout(Some(limits.first_byte));
         let (authority, body) = (&self.ask.endpoint.authority, self.ask.body.clone());
         let written = self.head.take().and_then(|mut head| {
-            request::pay(&self.ask, &mut head)?;
+            let Ask { provider, endpoint, key, body, .. } = &self.ask;
+            request::pay(provider, endpoint, *key, std::slice::from_ref(body), &mut head)?;
             request_form(&mut head, authority, http.as_http2().is_some(), self.peer.is_tls()).ok()?;
             Some(head)
         });
@@ -264,11 +265,7 @@ impl<'a> Attempt<'a> {
     fn broken(&mut self, error: &pingora::Error) -> Failed {
         let why = Unanswered::of(error).unwrap_or(Unanswered::Reset);
         self.unanswered(why);
-        let kind = match why {
-            Unanswered::ConnectTimeout | Unanswered::Timeout => FailureKind::Timeout,
-            _ => FailureKind::Server,
-        };
-        Failed::new(kind, format!("{}: {}", self.ask.provider.name, why.reason().title()))
+        Failed::unanswered(self.ask.provider, why)
     }
 
     fn unanswered(&mut self, why: Unanswered) {

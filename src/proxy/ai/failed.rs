@@ -11,6 +11,7 @@ use crate::ai::formats::Provider as Spoken;
 use crate::ai::keys::Key;
 use crate::ai::retry_after;
 use crate::snapshot::ai::Provider;
+use crate::upstream::Failure as Unanswered;
 
 /// An attempt that did not come to an answer.
 pub struct Failed {
@@ -27,6 +28,15 @@ pub struct Failed {
 impl Failed {
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Failed {
         Failure::new(kind, message).into()
+    }
+
+    /// There was no answer.
+    pub fn unanswered(provider: &Provider, why: Unanswered) -> Failed {
+        let kind = match why {
+            Unanswered::ConnectTimeout | Unanswered::Timeout => FailureKind::Timeout,
+            _ => FailureKind::Server,
+        };
+        Failed::new(kind, format!("{}: {}", provider.name, why.reason().title()))
     }
 
     /// The first content did not come in time.

@@ -97,6 +97,9 @@ async fn attempt(
     ended
 }
 
+/// Who is asked, for which model, and with which key.
+pub type Chosen<'m> = (&'m Provider, &'m Target, Option<&'m Key>);
+
 /// What has been tried for a call.
 #[derive(Default)]
 pub struct Tried {
@@ -107,12 +110,7 @@ pub struct Tried {
 
 impl Tried {
     /// Who is asked next, and with which key.
-    pub fn next<'m>(
-        &self,
-        ctx: &Context,
-        models: &'m Models,
-        model: &'m Virtual,
-    ) -> Option<(&'m Provider, &'m Target, Option<&'m Key>)> {
+    pub fn next<'m>(&self, ctx: &Context, models: &'m Models, model: &'m Virtual) -> Option<Chosen<'m>> {
         let usable = |target: &Target| {
             budget::permits(ctx, models, target)
                 && !self.given_up.iter().any(|other| other.provider == target.provider && other.model == target.model)

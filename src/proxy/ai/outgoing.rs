@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use http::header::{ACCEPT_ENCODING, CONTENT_LENGTH, TRANSFER_ENCODING, USER_AGENT};
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderValue, Method};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::protocols::http::client::HttpSession;
 use pingora::proxy::Session;
@@ -16,7 +16,7 @@ use super::body;
 use super::failed::Failed;
 use super::request::{self, GATEWAY};
 use crate::ai::chat::{Failure, FailureKind};
-use crate::ai::endpoint::{Endpoint, show_key};
+use crate::ai::endpoint::Endpoint;
 use crate::ai::keys::Key;
 use crate::error::{Error, Reason};
 use crate::proxy::context::Context;
@@ -178,26 +178,14 @@ impl Outgoing<'_> {
                 head.insert_header(TRANSFER_ENCODING, HeaderValue::from_static("chunked")).ok()?;
             }
         }
-        provider_headers(self.provider, &mut head)?;
+        request::provider_headers(self.provider, &mut head)?;
         if let Some(observation) = &ctx.observation {
             observation.propagate(&mut head);
         }
-        self.pay(&mut head)?;
+        let pieces = if let Body::Pieces(pieces) = &self.body { pieces.as_slice() } else { &[] };
+        request::pay(self.provider, self.endpoint, self.key, pieces, &mut head)?;
         request_form(&mut head, &self.endpoint.authority, http2, tls).ok()?;
         Some(head)
-    }
-
-    /// Shows the key, or signs with it.
-    fn pay(&self, head: &mut RequestHeader) -> Option<()> {
-        let Some(key) = self.key else { return Some(()) };
-        let Some(signer) = key.signer() else {
-            return show_key(head, &self.provider.spec.credential, key.expose()).then_some(());
-        };
-        let body = match &self.body {
-            Body::Pieces(pieces) => pieces.concat(),
-            Body::None | Body::Caller { .. } => Vec::new(),
-        };
-        request::sign(head, &self.endpoint.authority, &body, signer)
     }
 
     /// Sends head and body, and waits for the head of the answer.
@@ -246,11 +234,7 @@ impl Outgoing<'_> {
             let outcome = Counted::of_failure(why.reason());
             observation.attempt_finished(&self.origin.metrics, pick.target().name(), outcome, None, now);
         }
-        let kind = match why {
-            Unanswered::ConnectTimeout | Unanswered::Timeout => FailureKind::Timeout,
-            _ => FailureKind::Server,
-        };
-        Failed::new(kind, format!("{}: {}", self.provider.name, why.reason().title()))
+        Failed::unanswered(self.provider, why)
     }
 }
 
@@ -264,17 +248,6 @@ impl From<Failed> for Unsent {
 enum Broken {
     Provider(Box<pingora::Error>),
     Caller(Error),
-}
-
-/// Headers that every call of a provider carries, unless the caller says something else.
-pub fn provider_headers(provider: &Provider, head: &mut RequestHeader) -> Option<()> {
-    for (name, value) in &provider.spec.headers {
-        let (name, value) = (HeaderName::from_bytes(name.as_bytes()).ok()?, HeaderValue::from_str(value).ok()?);
-        if !head.headers.contains_key(&name) {
-            head.insert_header(name, value).ok()?;
-        }
-    }
-    Some(())
 }
 
 async fn ask(http: &mut HttpSession, head: RequestHeader, pieces: &[Bytes]) -> pingora::Result<ResponseHeader> {

@@ -63,13 +63,14 @@ const OWN_PREFIXES: [&str; 3] = ["x-forwarded-", "headgate-", "sec-"];
 const OWN_PARAMETERS: [&str; 5] = ["provider", "key", "api_key", "api-key", "access_token"];
 
 /// Where something goes.
-struct To<'a> {
-    provider: &'a Provider,
-    endpoint: &'a Endpoint,
-    origin: &'a Arc<Origin>,
-    key: Option<&'a Key>,
-    target: String,
-    operation: Operation<'a>,
+pub struct To<'a> {
+    pub provider: &'a Provider,
+    pub endpoint: &'a Endpoint,
+    pub origin: &'a Arc<Origin>,
+    pub key: Option<&'a Key>,
+    /// Path and query.
+    pub target: String,
+    pub operation: Operation<'a>,
 }
 
 /// Answers a call of `/passthrough/{provider}/…`.
@@ -100,16 +101,13 @@ pub async fn passthrough(
         Err(failure) => return refusal::send(session, ctx, Format::OpenAiChat, &failure.into()).await,
     };
     if session.is_upgrade_req() && tunnel::asked_for(session) {
-        let mut headers = HeaderMap::new();
-        caller_headers(session, &mut headers);
         enter(ctx, &to);
         let mut to = to;
         let bill = match reserve(ctx, ai, &mut to, &Size::of_length(None)).await {
             Ok(bill) => bill,
             Err(refusal) => return refusal::send(session, ctx, Format::OpenAiChat, &refusal).await,
         };
-        let To { provider, endpoint, origin, key, target, .. } = to;
-        let served = realtime::tunnel(proxy, session, ctx, provider, endpoint, origin, key, target, headers).await;
+        let served = realtime::tunnel(proxy, session, ctx, to).await;
         bill.settle(ctx);
         return served;
     }

@@ -1,7 +1,6 @@
 //! Speech both ways: a WebSocket to a provider, opened with the gateway's key. What is said in it passes as it is; of what the
 //! provider says its usage is read.
 
-use std::sync::Arc;
 use std::time::Instant;
 
 use http::header::SEC_WEBSOCKET_PROTOCOL;
@@ -11,14 +10,14 @@ use pingora::proxy::Session;
 
 use super::budget::{self, Asked, Bill, Size};
 use super::fallback::payable;
-use super::raw::{caller_headers, is_websocket_header};
+use super::raw::{To, caller_headers, is_websocket_header};
 use super::refusal::{self, no_such_model};
-use super::{guard, outgoing};
+use super::{guard, request};
 use crate::ai::catalog;
 use crate::ai::chat::{Failure, FailureKind, Usage};
-use crate::ai::endpoint::{Endpoint, query_value, show_key};
+use crate::ai::endpoint::{query_value, show_key};
 use crate::ai::formats::Format;
-use crate::ai::keys::{self, Key};
+use crate::ai::keys;
 use crate::ai::metering::{self, Found};
 use crate::ai::operation::Operation;
 use crate::ai::stream::websocket::Messages;
@@ -28,8 +27,7 @@ use crate::error::{Error, Reason};
 use crate::proxy::context::Context;
 use crate::proxy::tunnel::{self, Made};
 use crate::proxy::{Proxy, answer, forward};
-use crate::snapshot::Origin;
-use crate::snapshot::ai::{AiBackend, Provider};
+use crate::snapshot::ai::AiBackend;
 use crate::telemetry::exchange::AiCall;
 
 /// Subprotocols in which browsers, who cannot set headers, show keys and accounts.
@@ -104,30 +102,18 @@ pub async fn answer(proxy: &Proxy, session: &mut Session, ctx: &mut Context, ai:
         }
     }
     let _in_flight = target.state.enter();
-    let mut headers = HeaderMap::new();
-    caller_headers(session, &mut headers);
-    let served = tunnel(proxy, session, ctx, provider, endpoint, origin, key, path, headers).await;
+    let to = To { provider, endpoint, origin, key, target: path, operation: Operation::Realtime };
+    let served = tunnel(proxy, session, ctx, to).await;
     bill.settle(ctx);
     served
 }
 
 /// Opens a WebSocket to a provider and serves it to its end. The record of the call is begun.
-#[allow(clippy::too_many_arguments, reason = "the parts of one exchange, each used once")]
-pub async fn tunnel(
-    proxy: &Proxy,
-    session: &mut Session,
-    ctx: &mut Context,
-    provider: &Provider,
-    endpoint: &Endpoint,
-    origin: &Arc<Origin>,
-    key: Option<&Key>,
-    target: String,
-    headers: HeaderMap,
-) -> pingora::Result<()> {
-    let Some(head) = opening(session, provider, endpoint, key, &target, headers) else {
+pub async fn tunnel(proxy: &Proxy, session: &mut Session, ctx: &mut Context, to: To<'_>) -> pingora::Result<()> {
+    let Some(head) = opening(session, &to) else {
         return answer::send_error(session, ctx, Reason::Internal.into()).await;
     };
-    if let Err(error) = forward::begin(origin.clone(), session, ctx).and_then(|()| tunnel::possible(ctx)) {
+    if let Err(error) = forward::begin(to.origin.clone(), session, ctx).and_then(|()| tunnel::possible(ctx)) {
         return answer::send_error(session, ctx, error).await;
     }
     let (mut messages, mut all) = (Messages::default(), Found::default());
@@ -141,21 +127,17 @@ pub async fn tunnel(
             record.model = all.model.as_deref().unwrap_or_default().into();
         }
         let model = record.model.clone();
-        usage::settle_found(record, &provider.spec, &model, &all);
+        usage::settle_found(record, &to.provider.spec, &model, &all);
     }
     served
 }
 
 /// The request for the WebSocket; `None` if it would not be legal.
-fn opening(
-    session: &Session,
-    provider: &Provider,
-    endpoint: &Endpoint,
-    key: Option<&Key>,
-    target: &str,
-    headers: HeaderMap,
-) -> Option<RequestHeader> {
-    let mut head = RequestHeader::build_no_case("GET", target.as_bytes(), Some(16)).ok()?;
+fn opening(session: &Session, to: &To<'_>) -> Option<RequestHeader> {
+    let To { provider, endpoint, key, .. } = *to;
+    let mut headers = HeaderMap::new();
+    caller_headers(session, &mut headers);
+    let mut head = RequestHeader::build_no_case("GET", to.target.as_bytes(), Some(16)).ok()?;
     for (name, value) in &headers {
         head.append_header(name.clone(), value.clone()).ok()?;
     }
@@ -171,7 +153,7 @@ fn opening(
     if !kept.is_empty() {
         head.insert_header(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_str(&kept.join(", ")).ok()?).ok()?;
     }
-    outgoing::provider_headers(provider, &mut head)?;
+    request::provider_headers(provider, &mut head)?;
     if let Some(key) = key {
         (key.signer().is_none() && show_key(&mut head, &provider.spec.credential, key.expose())).then_some(())?;
     }

@@ -1,5 +1,6 @@
 //! The head of a request to a provider: its path, what says who asks, and what shows who pays.
 
+use bytes::Bytes;
 use http::header::{ACCEPT, CONTENT_LENGTH, CONTENT_TYPE, USER_AGENT};
 use http::{HeaderName, HeaderValue};
 use jiff::Timestamp;
@@ -10,8 +11,10 @@ use super::attempt::Ask;
 use super::call::Call;
 use crate::ai::catalog::Operation;
 use crate::ai::credentials::sigv4::{SigV4, Unsigned};
-use crate::ai::endpoint::show_key;
+use crate::ai::endpoint::{Endpoint, show_key};
 use crate::ai::formats::Format;
+use crate::ai::keys::Key;
+use crate::snapshot::ai::Provider;
 
 pub const GATEWAY: HeaderValue = HeaderValue::from_static(concat!("headgate/", env!("CARGO_PKG_VERSION")));
 
@@ -24,35 +27,53 @@ pub fn head(ask: &Ask<'_>, call: &Call<'_>) -> Option<RequestHeader> {
     });
     let path = ask.endpoint.chat_path(&ask.target.model, call.stream, Some(own), spec.quirks());
     let mut head = RequestHeader::build_no_case("POST", path.as_bytes(), Some(12)).ok()?;
-    let mut put = |name: HeaderName, value: HeaderValue| head.insert_header(name, value).is_ok();
-    put(CONTENT_TYPE, JSON);
-    put(CONTENT_LENGTH, HeaderValue::from(ask.body.len()));
-    put(USER_AGENT, GATEWAY);
+    // A file of a provider may say who asks, and what for; the caller's own words go before both.
+    provider_headers(ask.provider, &mut head)?;
     let accept = if call.stream { ask.spoken.framing().content_type() } else { "application/json" };
-    put(ACCEPT, HeaderValue::from_static(accept));
-    for (name, value) in &spec.headers {
-        let (name, value) = (HeaderName::from_bytes(name.as_bytes()).ok()?, HeaderValue::from_str(value).ok()?);
-        put(name, value);
+    for (name, usual) in [(USER_AGENT, GATEWAY), (ACCEPT, HeaderValue::from_static(accept))] {
+        if !head.headers.contains_key(&name) {
+            head.insert_header(name, usual).ok()?;
+        }
     }
+    head.insert_header(CONTENT_TYPE, JSON).ok()?;
+    head.insert_header(CONTENT_LENGTH, HeaderValue::from(ask.body.len())).ok()?;
     if ask.passing {
         for (name, value) in &call.shown {
-            put(name.clone(), value.clone());
+            head.insert_header(name.clone(), value.clone()).ok()?;
         }
     }
     Some(head)
 }
 
+/// Headers that every call of a provider carries, unless the caller says something else.
+pub fn provider_headers(provider: &Provider, head: &mut RequestHeader) -> Option<()> {
+    for (name, value) in &provider.spec.headers {
+        let (name, value) = (HeaderName::from_bytes(name.as_bytes()).ok()?, HeaderValue::from_str(value).ok()?);
+        if !head.headers.contains_key(&name) {
+            head.insert_header(name, value).ok()?;
+        }
+    }
+    Some(())
+}
+
 /// Adds what shows who pays. What is added to the head afterwards is not signed, and need not be.
-pub fn pay(ask: &Ask<'_>, head: &mut RequestHeader) -> Option<()> {
-    let Some(key) = ask.key else { return Some(()) };
-    match key.signer() {
-        Some(signer) => sign(head, &ask.endpoint.authority, &ask.body, signer),
-        None => show_key(head, &ask.provider.spec.credential, key.expose()).then_some(()),
+pub fn pay(
+    provider: &Provider,
+    endpoint: &Endpoint,
+    key: Option<&Key>,
+    body: &[Bytes],
+    head: &mut RequestHeader,
+) -> Option<()> {
+    let Some(key) = key else { return Some(()) };
+    match (key.signer(), body) {
+        (Some(signer), [one]) => sign(head, &endpoint.authority, one, signer),
+        (Some(signer), pieces) => sign(head, &endpoint.authority, &pieces.concat(), signer),
+        (None, _) => show_key(head, &provider.spec.credential, key.expose()).then_some(()),
     }
 }
 
 /// Signs a request as AWS wants it.
-pub fn sign(head: &mut RequestHeader, authority: &str, body: &[u8], signer: &SigV4) -> Option<()> {
+fn sign(head: &mut RequestHeader, authority: &str, body: &[u8], signer: &SigV4) -> Option<()> {
     let target = head.uri.path_and_query()?;
     let (path, query) = (target.path(), target.query().unwrap_or_default());
     let content_type = head.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());

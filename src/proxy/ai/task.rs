@@ -14,7 +14,7 @@ use pingora::proxy::Session;
 use super::budget::{self, Asked, Bill, Size};
 use super::call::SHOWN;
 use super::failed::{Failed, refused_by};
-use super::fallback::{Tried, nobody};
+use super::fallback::{Chosen, Tried, nobody};
 use super::outgoing::{Body, Outgoing, Unsent};
 use super::refusal::{self, no_such_model};
 use super::{JSON, body, dropped_header, guard, relay, told};
@@ -25,7 +25,6 @@ use crate::ai::endpoint::Endpoint;
 use crate::ai::form::{self, Form};
 use crate::ai::formats::embeddings::{self, Dialect};
 use crate::ai::formats::{Format, PathFacts, bedrock, rerank};
-use crate::ai::keys::Key;
 use crate::ai::metering::Found;
 use crate::ai::operation::{Operation, Task};
 use crate::ai::passing::Head;
@@ -386,7 +385,7 @@ async fn attempts(
         };
         left -= 1;
         let bill = Bill::open(ctx, paid);
-        let ended = attempt(proxy, session, ctx, &mut call, provider, target, key, ask).await;
+        let ended = attempt(proxy, session, ctx, &mut call, (provider, target, key), ask).await;
         if ended.is_err() {
             budget::cut(ctx);
         }
@@ -420,15 +419,12 @@ enum Ended {
     Failed(Failed),
 }
 
-#[allow(clippy::too_many_arguments, reason = "the parts of one exchange, each used once")]
 async fn attempt(
     proxy: &Proxy,
     session: &mut Session,
     ctx: &mut Context,
     call: &mut Call<'_>,
-    provider: &Provider,
-    target: &Target,
-    key: Option<&Key>,
+    (provider, target, key): Chosen<'_>,
     ask: Ask<'_>,
 ) -> pingora::Result<Ended> {
     let started = Instant::now();
