@@ -19,8 +19,12 @@ services:
 "
 }
 
+/// A thread has 2 MiB of stack, and requests to servers are the deepest work there is: they must leave room.
+const STACK: &str = "1600000";
+
 async fn gateway(server: &Everything) -> Gateway {
-    Gateway::builder(federated()).with("everything", server.address).environment("TOKEN", "the-token").start().await
+    let builder = Gateway::builder(federated()).with("everything", server.address);
+    builder.environment("TOKEN", "the-token").environment("RUST_MIN_STACK", STACK).start().await
 }
 
 #[tokio::test]

@@ -123,7 +123,7 @@ impl Exchange<'_> {
         if let Some(place) = message.pointer_mut("/params/name") {
             *place = name.strip_prefix(&*server.prefix).unwrap_or(&name).into();
         }
-        self.relay(asked, &server, &message).await
+        Box::pin(self.relay(asked, &server, &message)).await
     }
 
     /// Reads a resource, or watches it.
@@ -151,7 +151,7 @@ impl Exchange<'_> {
             return asked.refuse(&error).await;
         };
         note(asked.ctx, &uri, &server);
-        self.relay(asked, &server, &message).await
+        Box::pin(self.relay(asked, &server, &message)).await
     }
 
     /// Completes an argument of a prompt or of a template.
@@ -178,7 +178,7 @@ impl Exchange<'_> {
             let error = RpcError::new(message::INVALID_PARAMS, "there is nothing of this name to complete");
             return asked.refuse(&error).await;
         };
-        self.relay(asked, &server, &message).await
+        Box::pin(self.relay(asked, &server, &message)).await
     }
 
     /// Sets what servers log, of those that log at all; those that a session is opened with later are told too.

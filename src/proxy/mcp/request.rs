@@ -46,7 +46,8 @@ impl Asked<'_> {
 
     /// Waits for something while there is someone to answer; the error means that there is not.
     pub async fn wait<T>(&mut self, work: impl Future<Output = T>) -> pingora::Result<T> {
-        self.reply.wait(self.session, self.ctx, work).await
+        // What is waited for at a server is large, and would stand in each frame on the way to it.
+        self.reply.wait(self.session, self.ctx, Box::pin(work)).await
     }
 }
 
@@ -56,19 +57,20 @@ impl Exchange<'_> {
         // Also when the caller leaves, and this is never finished.
         let (held, id) = (asked.held, asked.id);
         let _entered = Entered { session: held, id, cancelled: held.enter(id) };
+        // Each in a box of its own: the stack of a thread has to hold the largest of all otherwise, several times.
         match method {
             "ping" => asked.answer(json!({})).await,
             "tools/call" => Box::pin(self.call_tool(asked, message)).await,
-            "tools/list" => self.list(asked, &message, Kind::Tools).await,
-            "prompts/list" => self.list(asked, &message, Kind::Prompts).await,
-            "resources/list" => self.list(asked, &message, Kind::Resources).await,
-            "resources/templates/list" => self.list(asked, &message, Kind::Templates).await,
-            "prompts/get" => self.get_prompt(asked, message).await,
+            "tools/list" => Box::pin(self.list(asked, &message, Kind::Tools)).await,
+            "prompts/list" => Box::pin(self.list(asked, &message, Kind::Prompts)).await,
+            "resources/list" => Box::pin(self.list(asked, &message, Kind::Resources)).await,
+            "resources/templates/list" => Box::pin(self.list(asked, &message, Kind::Templates)).await,
+            "prompts/get" => Box::pin(self.get_prompt(asked, message)).await,
             "resources/read" | "resources/subscribe" | "resources/unsubscribe" => {
-                self.use_resource(asked, message).await
+                Box::pin(self.use_resource(asked, message)).await
             }
-            "completion/complete" => self.complete(asked, message).await,
-            "logging/setLevel" if !self.backend.servers.is_empty() => self.set_level(asked, &message).await,
+            "completion/complete" => Box::pin(self.complete(asked, message)).await,
+            "logging/setLevel" if !self.backend.servers.is_empty() => Box::pin(self.set_level(asked, &message)).await,
             _ => {
                 let error = RpcError::new(message::METHOD_NOT_FOUND, "there is no such method");
                 asked.refuse(&error).await

@@ -112,14 +112,14 @@ impl Exchange<'_> {
         match (own, server) {
             (Some(tool), _) => {
                 let arguments = message.pointer_mut("/params/arguments").map(Value::take);
-                self.call_route(asked, tool, arguments).await
+                Box::pin(self.call_route(asked, tool, arguments)).await
             }
             (None, Some(server)) => {
                 let theirs = name.strip_prefix(&*server.prefix).unwrap_or(&name).to_owned();
                 if let Some(place) = message.pointer_mut("/params/name") {
                     *place = theirs.into();
                 }
-                self.relay(asked, &server, &message).await
+                Box::pin(self.relay(asked, &server, &message)).await
             }
             (None, None) => asked.refuse(&unknown(&name)).await,
         }
